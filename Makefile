@@ -1,0 +1,64 @@
+# whisperfold: one entry point for everything a person or CI does.
+#
+#   make run      .venv with the runtime only (no torch), transcript of the packaged sample; ARGS="clip.wav --format srt"
+#   make test     adds the [compiler,dev] extras to .venv; system packages, ruff, mypy, pytest -m "not slow"
+#   make lint     ruff and mypy only
+#   make bench    speed, memory and WER beside faster-whisper and whisper.cpp; table to stdout, JSON beside it
+#   make bundle   rebuild the packaged bundle (minutes; writes runtime/bundles/tiny.en)
+#
+# One .venv, two stamps: `run` asks for the runtime stamp and never installs torch; `test` asks for the dev stamp,
+# which adds to it. Editable installs follow the sources, so a stamp is stale only when a requirement changed.
+# A different place: make VENV=.venv-pi run
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+ARGS ?= runtime/samples/jfk.flac
+BUNDLE_CONFIG ?= compiler/configs/tiny.en.toml
+BUNDLE_DIR ?= runtime/bundles/tiny.en
+BENCH_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench bundle clean
+
+help:
+	@sed -n '3,7s/^# *//p' Makefile
+
+run: $(VENV)/.stamp-runtime
+	@$(BIN)/whisperfold transcribe $(ARGS)
+
+test: $(VENV)/.stamp-dev
+	@deploy/system-packages.sh
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -q -m "not slow" --timeout 300
+
+lint: $(VENV)/.stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.stamp-bench
+	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
+
+bundle: $(VENV)/.stamp-dev
+	$(BIN)/whisperfold compile --config $(BUNDLE_CONFIG) -o $(BUNDLE_DIR)
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "whisperfold needs Python 3.11 or newer, found " + sys.version.split()[0] + "; run make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# A dev venv already holds the runtime: its stamp is written together with the dev stamp.
+$(VENV)/.stamp-runtime: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[compiler,dev]'
+	@touch $(VENV)/.stamp-runtime $@
+
+$(VENV)/.stamp-bench: $(VENV)/.stamp-dev
+	$(PIP) --editable '.[bench]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Host side: checkpoint -> twins -> healed -> folded -> ONNX bundle (verified)."""

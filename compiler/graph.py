@@ -1,0 +1,78 @@
+"""A thin builder of ONNX graphs: nodes in order, initializers by the checkpoint's names, static checks at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 20
+_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+
+
+class Graph:
+    """One ONNX graph under construction; every method that adds a node returns the name of its output."""
+
+    def __init__(self, name: str) -> None:
+        """Start an empty graph."""
+        self.name = name
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:
+        """Declare a graph input; a string in shape is a dynamic dimension."""
+        self.inputs.append(helper.make_tensor_value_info(name, _TYPES[dtype], list(shape)))
+        return name
+
+    def output(self, value: str, name: str, shape: Sequence[int | str]) -> None:
+        """Declare value to be the graph's float32 output name."""
+        self.nodes.append(helper.make_node("Identity", [value], [name]))
+        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))
+
+    def constant(self, name: str, array: np.ndarray | int | float | list[int]) -> str:
+        """Store an array once under name (int64 for Python ints and lists) and return the name."""
+        if name not in self.initializers:
+            array = np.asarray(array, dtype=None if isinstance(array, np.ndarray) else np.int64)
+            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return name
+
+    def ints(self, *values: int) -> str:
+        """Return an int64 vector constant, shared by all uses of the same values."""
+        return self.constant("ints_" + "_".join(map(str, values)).replace("-", "m"), list(values))
+
+    def op(self, kind: str, *inputs: str, n_out: int = 1, domain: str = "", **attributes: Any) -> Any:
+        """Add a node; return its output's name, or a list of names where n_out > 1."""
+        label = f"{kind}_{len(self.nodes)}"
+        outputs = [label] if n_out == 1 else [f"{label}.{i}" for i in range(n_out)]
+        self.nodes.append(helper.make_node(kind, list(inputs), outputs, name=label, domain=domain, **attributes))
+        return label if n_out == 1 else outputs
+
+    def linear(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None = None) -> str:
+        """Return x @ weight + bias for weight (n_in, n_out)."""
+        y = self.op("MatMul", x, self.constant(f"{name}.weight", weight.astype(np.float32)))
+        return y if bias is None else self.op("Add", y, self.constant(f"{name}.bias", bias.astype(np.float32)))
+
+    def layer_norm(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray) -> str:
+        """Return the layer norm over the last axis, Whisper's epsilon."""
+        scale, shift = self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)
+        return self.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=1e-5)
+
+    def heads(self, x: str, n_head: int, axes: tuple[int, ...] = (0, 2, 1, 3)) -> str:
+        """Split (batch, n, n_head * width) and transpose; default (batch, n_head, n, width)."""
+        split = self.op("Reshape", x, self.ints(0, 0, n_head, -1))
+        return self.op("Transpose", split, perm=list(axes))
+
+    def model(self) -> onnx.ModelProto:
+        """Return the checked model."""
+        graph = helper.make_graph(
+            self.nodes, self.name, self.inputs, self.outputs, list(self.initializers.values())
+        )
+        opsets = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=opsets, producer_name="whisperfold", ir_version=10)
+        onnx.checker.check_model(model)
+        return model

@@ -1,0 +1,195 @@
+"""A cut model -> one that says at a short window what the original says at 30 s.
+
+1. layer by layer: each cut encoder layer learns the original layer's output on the original's input;
+2. end to end: LoRA (peft) on every projection of encoder and decoder, losses.distillation on random windows,
+   with losses.silence so that noise gives no text.
+
+Every random choice of a step comes from (seed, step), so a run resumed from its checkpoint is the run it was.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor
+
+from whisperfold.compiler.calibrate import short_window
+from whisperfold.compiler.losses import distillation, silence
+from whisperfold.compiler.teacher import Lesson, mel_window
+from whisperfold.models.whisper import Whisper
+from whisperfold.runtime.audio import SAMPLE_RATE
+
+TARGETS = r".*\.layers\.\d+\..*\.(q|k|v|out|fc1|fc2)"
+"""The linear layers that get an adapter: every projection of every layer, encoder and decoder."""
+TAIL_S = (0.2, 1.2)
+Progress = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class HealConfig:
+    """How long and how hard to heal."""
+
+    epochs: float = 4.0
+    """Passes over the lessons, end to end."""
+    layer_steps: int = 150
+    """Steps per cut layer, before that."""
+    batch_s: float = 64.0
+    """Audio per step, seconds."""
+    rank: int = 32
+    """LoRA rank; alpha is twice that."""
+    learning_rate: float = 5e-4
+    frame_weight: float = 0.5
+    """Weight of the encoder frames' distance beside the KL."""
+    silence_weight: float = 0.2
+    silence_every: int = 4
+    """A few clips without speech every so many steps."""
+    seed: int = 0
+
+
+def batches(lessons: list[Lesson], batch_s: float, seed: int) -> Iterator[list[int]]:
+    """Yield one epoch of lesson indices: shuffled, of similar length, about batch_s seconds (padded) each."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(lessons)).tolist()
+    found: list[list[int]] = []
+    for begin in range(0, len(order), 64):
+        batch: list[int] = []
+        for i in sorted(order[begin : begin + 64], key=lambda i: len(lessons[i].samples)):
+            padded_s = len(lessons[i].samples) / SAMPLE_RATE * (len(batch) + 1)
+            if batch and padded_s > batch_s:
+                found.append(batch)
+                batch = []
+            batch.append(i)
+        found.append(batch)
+    yield from (found[i] for i in rng.permutation(len(found)))
+
+
+def schedule(step: int, total: int, warm_up: float = 0.06) -> float:
+    """Return the learning rate's factor: linear warm-up, then half a cosine to zero."""
+    warm = max(1, int(total * warm_up))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def heal_layers(original: Whisper, cut: Whisper, lessons: list[Lesson], config: HealConfig, report: Progress) -> None:
+    """Fit each cut encoder layer, in place, to the original layer's output on the original layer's input."""
+    changed = [i for i, w in enumerate(cut.widths.encoder) if w != original.widths.encoder[i]]
+    optimizers = {}
+    for i in changed:
+        cut.encoder.layers[i].requires_grad_(True)
+        optimizers[i] = torch.optim.AdamW(cut.encoder.layers[i].parameters(), lr=1e-3, weight_decay=0.0)
+    plan = [batch for epoch in range(99) for batch in batches(lessons, config.batch_s / 2, config.seed + 1000 + epoch)]
+    for step, batch in enumerate(plan[: config.layer_steps if changed else 0]):
+        rng = np.random.default_rng((config.seed, step, 1))
+        audio = [lessons[i].samples for i in batch]
+        n_samples = short_window(max(map(len, audio)) / SAMPLE_RATE, rng.uniform(*TAIL_S))
+        mel = torch.stack([mel_window(samples, n_samples, cut.dims.n_mels) for samples in audio])
+        losses = []
+        with torch.no_grad():
+            x = original.encoder.embed(mel)
+        for i, layer in enumerate(original.encoder.layers):
+            with torch.no_grad():
+                target = layer(x)
+            if i in optimizers:
+                loss = (cut.encoder.layers[i](x) - target).square().sum() / (target - x).square().sum()
+                optimizers[i].zero_grad()
+                loss.backward()
+                for group in optimizers[i].param_groups:
+                    group["lr"] = 1e-3 * schedule(step, config.layer_steps)
+                optimizers[i].step()
+                losses.append(float(loss))
+            x = target
+        report({"stage": 0, "step": step, "steps": config.layer_steps, "loss_hidden": float(np.mean(losses))})
+    cut.requires_grad_(False)
+
+
+def attach_adapters(model: Whisper, rank: int) -> list[torch.nn.Parameter]:
+    """Freeze the model, add a LoRA adapter to every projection, return the trainable parameters."""
+    model.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS), model)
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def heal(
+    model: Whisper,
+    lessons: list[Lesson],
+    tokens: dict[str, Any],
+    config: HealConfig,
+    checkpoint: Path,
+    *,
+    full_window: bool = False,
+    report: Progress = lambda facts: None,
+) -> Whisper:
+    """Train LoRA adapters on the model, in place; they are left attached (see fold.py).
+
+    Args:
+        model: the cut model.
+        lessons: what the original said.
+        tokens: the checkpoint's special tokens.
+        config: epochs, rank, rates.
+        checkpoint: file to save to and to resume from.
+        full_window: heal at 30 s instead of short windows.
+        report: called after each step with step, steps, loss_kl, loss_hidden, loss_silence, lr.
+    """
+    torch.manual_seed(config.seed)
+    trainable = attach_adapters(model, config.rank)
+    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=0.0)
+    per_epoch = len(list(batches(lessons, config.batch_s, config.seed)))
+    total = round(config.epochs * per_epoch)
+    first = _resume(checkpoint, trainable, optimizer)
+    epoch, plan = -1, []
+    for step in range(first, total):
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            plan = list(batches(lessons, config.batch_s, config.seed + epoch))
+        chosen = plan[(step % per_epoch) % len(plan)]
+        rng = np.random.default_rng((config.seed, step))
+        kl, frames = distillation(model, [lessons[i] for i in chosen], rng, tokens["eot"], TAIL_S, full_window)
+        loss = kl + config.frame_weight * frames
+        facts = {"stage": 1, "step": step, "steps": total, "loss_kl": float(kl), "loss_hidden": float(frames)}
+        if step % config.silence_every == 0:
+            quiet = silence(model, rng, tokens, 4, full_window)
+            loss = loss + config.silence_weight * quiet
+            facts["loss_silence"] = float(quiet)
+        _update(loss, trainable, optimizer, config.learning_rate * schedule(step, total))
+        report(facts)
+        if (step + 1) % 50 == 0 or step + 1 == total:
+            save_checkpoint(checkpoint, step + 1, trainable, optimizer)
+    return model.eval()
+
+
+def _update(loss: Tensor, trainable: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """One AdamW step at the given learning rate, gradients clipped to norm 1."""
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+
+
+def save_checkpoint(path: Path, step: int, trainable: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Write step, adapters and optimizer state so that a killed run loses at most 50 steps."""
+    scratch = path.with_suffix(".tmp")
+    state = {"step": step, "trainable": [p.data for p in trainable], "optimizer": optimizer.state_dict()}
+    torch.save(state, scratch)
+    os.replace(scratch, path)
+
+
+def _resume(path: Path, trainable: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+    """Load a checkpoint if there is one; return the step to go on with."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    for parameter, data in zip(trainable, state["trainable"], strict=True):
+        parameter.data.copy_(data)
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])

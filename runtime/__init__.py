@@ -1,0 +1,85 @@
+"""Device side: numpy and onnxruntime, never torch.
+
+    from whisperfold.runtime import Transcriber, load_audio
+    print(Transcriber.open().transcribe(load_audio("clip.wav")).text)
+
+Names are imported when they are first used, so that `import whisperfold.runtime` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from whisperfold.runtime.audio import SAMPLE_RATE, load_audio, stream_audio
+    from whisperfold.runtime.bundle import Bundle, default_bundle, write_bundle
+    from whisperfold.runtime.decoding import DecodingOptions, DecodingResult
+    from whisperfold.runtime.errors import (
+        AudioError,
+        BundleError,
+        CompileError,
+        ConfigError,
+        MicrophoneError,
+        SourceError,
+        WhisperfoldError,
+    )
+    from whisperfold.runtime.mel import MelStream, log_mel
+    from whisperfold.runtime.transcribe import Session, Transcriber
+    from whisperfold.runtime.transcript import Segment, Transcription, Word
+
+_MODULES = {
+    "audio": ("SAMPLE_RATE", "load_audio", "stream_audio"),
+    "bundle": ("Bundle", "default_bundle", "write_bundle"),
+    "decoding": ("DecodingOptions", "DecodingResult"),
+    "errors": (
+        "AudioError",
+        "BundleError",
+        "CompileError",
+        "ConfigError",
+        "MicrophoneError",
+        "SourceError",
+        "WhisperfoldError",
+    ),
+    "mel": ("MelStream", "log_mel"),
+    "transcribe": ("Session", "Transcriber"),
+    "transcript": ("Segment", "Transcription", "Word"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "SAMPLE_RATE",
+    "AudioError",
+    "Bundle",
+    "BundleError",
+    "CompileError",
+    "ConfigError",
+    "DecodingOptions",
+    "DecodingResult",
+    "MelStream",
+    "MicrophoneError",
+    "Segment",
+    "Session",
+    "SourceError",
+    "Transcriber",
+    "Transcription",
+    "WhisperfoldError",
+    "Word",
+    "default_bundle",
+    "load_audio",
+    "log_mel",
+    "stream_audio",
+    "write_bundle",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module at first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Public names."""
+    return sorted(__all__)

@@ -1,0 +1,298 @@
+"""The bundle on disk: manifest, checksums, versions; open, check, write atomically.
+
+    NAME/manifest.json   what follows, with the size and SHA-256 of every other file
+    NAME/encoder.onnx    mel (batch, n_mels, frames) -> cross K and V of every decoder layer
+    NAME/decoder.onnx    tokens, caches -> logits, caches, cross attention
+    NAME/tokenizer.json  byte-level BPE of the checkpoint
+
+A bundle is data: opening one never executes code from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from whisperfold.runtime.errors import BundleError
+
+FORMAT = 1
+"""Version of the manifest that this runtime writes; it reads 1 to FORMAT."""
+MANIFEST = "manifest.json"
+REQUIRED = ("encoder.onnx", "decoder.onnx", "tokenizer.json")
+
+_Part = TypeVar("_Part")
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Model dimensions, Whisper's names."""
+
+    n_mels: int
+    n_audio_ctx: int
+    n_audio_state: int
+    n_audio_head: int
+    n_audio_layer: int
+    n_vocab: int
+    n_text_ctx: int
+    n_text_state: int
+    n_text_head: int
+    n_text_layer: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Ids of the special tokens, and the tokens that are never produced."""
+
+    sot: int
+    eot: int
+    transcribe: int
+    translate: int
+    sot_prev: int
+    sot_lm: int
+    no_speech: int
+    no_timestamps: int
+    timestamp_begin: int
+    multilingual: bool
+    languages: dict[str, int] = field(default_factory=dict)
+    suppress: tuple[int, ...] = ()
+    suppress_begin: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Window:
+    """How audio is shown to the encoder."""
+
+    kind: str = "short"
+    """"short": the audio and a tail; "full": padded to 30 s as the original."""
+    tail_s: float = 0.5
+    """Zeros after the audio, seconds."""
+    min_s: float = 1.0
+    """Shortest window with its tail, seconds."""
+    max_s: float = 20.0
+    """Longest stretch of audio in one window, seconds."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: where it is and what its manifest says."""
+
+    path: Path
+    manifest: dict[str, Any]
+    dims: Dims = field(init=False)
+    tokens: Tokens = field(init=False)
+    window: Window = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+        for name, kind in (("dims", Dims), ("tokens", Tokens), ("window", Window)):
+            object.__setattr__(self, name, _part(self.path, self.manifest, name, kind))
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], check: bool = True) -> Bundle:
+        """Open the bundle directory at path.
+
+        Args:
+            path: the bundle's directory.
+            check: compare the SHA-256 of every file (about 0.1 s for 40 MB); sizes are always compared.
+
+        Raises:
+            BundleError: missing directory or file, wrong size or checksum, newer format, damaged manifest.
+        """
+        root = Path(path)
+        if not root.is_dir():
+            raise BundleError(f"{root}: no bundle there; expected a directory made by `whisperfold compile`")
+        manifest = _read_manifest(root / MANIFEST)
+        files = manifest.get("files")
+        if not isinstance(files, dict) or not files:
+            raise BundleError(f"{root / MANIFEST}: no \"files\" section; rebuild with `whisperfold compile`")
+        missing = [name for name in REQUIRED if name not in files]
+        if missing:
+            raise BundleError(f"{root / MANIFEST}: does not list {missing[0]}; rebuild with `whisperfold compile`")
+        for name, entry in files.items():
+            _check_file(root, name, entry, check)
+        return cls(root, manifest)
+
+    @property
+    def name(self) -> str:
+        """Name of the model, e.g. tiny.en."""
+        return str(self.manifest.get("name", self.path.name))
+
+    @property
+    def precision(self) -> str:
+        """int8 or fp32."""
+        return str(self.manifest.get("precision", "fp32"))
+
+    @property
+    def alignment_heads(self) -> list[tuple[int, int]]:
+        """(layer, head) pairs whose cross attention follows time."""
+        return [(int(layer), int(head)) for layer, head in self.manifest.get("alignment_heads", [])]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all listed files."""
+        return sum(int(entry["bytes"]) for entry in self.manifest["files"].values())
+
+    def file(self, name: str) -> Path:
+        """Path of a file of this bundle."""
+        return self.path / name
+
+
+def default_bundle() -> Path:
+    """Return the directory of the bundle that ships in the package (it may be absent in a source checkout)."""
+    return Path(__file__).parent / "bundles" / "tiny.en"
+
+
+def write_bundle(
+    path: str | os.PathLike[str], files: Mapping[str, Path | bytes], manifest: Mapping[str, Any]
+) -> Bundle:
+    """Write a bundle so that path holds the old one or the whole new one, never a part.
+
+    Args:
+        path: directory to create or replace.
+        files: name in the bundle -> source path or contents.
+        manifest: everything but "format" and "files", which are filled in here.
+
+    Returns:
+        The new bundle, opened.
+
+    Raises:
+        BundleError: it cannot be written (disk full, no permission); an old bundle at path stays usable.
+    """
+    target = Path(path).absolute()
+    fresh = target.with_name(f".{target.name}.new-{os.getpid()}")
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    if target.exists() and not (target / MANIFEST).exists() and (not target.is_dir() or any(target.iterdir())):
+        raise BundleError(f"{target}: exists and is not a bundle; choose another path or remove it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        listing = {name: _store(fresh, name, content) for name, content in files.items()}
+        text = json.dumps({**manifest, "format": FORMAT, "files": listing}, indent=1, ensure_ascii=False)
+        _write_synced(fresh / MANIFEST, (text + "\n").encode())
+        _sync_dir(fresh)
+        Bundle.open(fresh, check=False)  # an incomplete manifest must not replace a good bundle
+        _swap(fresh, target, old)
+    except OSError as error:
+        raise BundleError(f"{target}: not written ({error.strerror or error}); free space or choose another path") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return Bundle.open(target, check=False)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _part(path: Path, manifest: dict[str, Any], name: str, kind: type[_Part]) -> _Part:
+    """Build one dataclass from a section of the manifest; unknown keys are for newer readers."""
+    section = manifest.get(name)
+    if not isinstance(section, dict):
+        raise BundleError(f"{path / MANIFEST}: no \"{name}\" section; rebuild with `whisperfold compile`")
+    known = {key.name for key in fields(kind)}  # type: ignore[arg-type]
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+    try:
+        return kind(**{key: value for key, value in values.items() if key in known})
+    except TypeError as error:
+        raise BundleError(f"{path / MANIFEST}: {name}: {error}; rebuild with `whisperfold compile`") from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Parse manifest.json and check its format version."""
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BundleError(f"{path}: missing; expected a bundle made by `whisperfold compile`") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: damaged ({error}); copy or compile the bundle again") from error
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{path}: {type(manifest).__name__}, expected a JSON object; compile the bundle again")
+    version = manifest.get("format")
+    if not isinstance(version, int) or version < 1:
+        raise BundleError(f"{path}: format {version!r}, this runtime reads 1-{FORMAT}; compile the bundle again")
+    if version > FORMAT:
+        raise BundleError(
+            f"{path}: format {version}, this runtime reads 1-{FORMAT}; upgrade whisperfold or recompile the bundle"
+        )
+    return manifest
+
+
+def _check_file(root: Path, name: str, entry: Any, check: bool) -> None:
+    """Compare one file with its manifest entry."""
+    path = root / _safe(root, name)
+    if not path.is_file():
+        raise BundleError(f"{path}: missing, the manifest lists it; copy the whole bundle again")
+    if not isinstance(entry, dict) or "bytes" not in entry or "sha256" not in entry:
+        raise BundleError(f"{root / MANIFEST}: {name} has no size or checksum; compile the bundle again")
+    found_bytes = path.stat().st_size
+    if found_bytes != entry["bytes"]:
+        raise BundleError(
+            f"{path}: {found_bytes} bytes, the manifest says {entry['bytes']}; copy or compile the bundle again"
+        )
+    if check and (found := sha256_file(path)) != entry["sha256"]:
+        raise BundleError(
+            f"{path}: SHA-256 {found[:12]}..., the manifest says {str(entry['sha256'])[:12]}...; "
+            "the file is damaged, copy or compile the bundle again"
+        )
+
+
+def _safe(root: Path, name: str) -> PurePosixPath:
+    """A file name that stays inside the bundle."""
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or name in ("", MANIFEST):
+        raise BundleError(f"{root / MANIFEST}: file name {name!r} leaves the bundle; do not use this bundle")
+    return relative
+
+
+def _store(root: Path, name: str, content: Path | bytes) -> dict[str, Any]:
+    """Copy one file into the fresh directory and return its manifest entry."""
+    path = root / _safe(root, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+        _write_synced(path, content)
+    else:
+        with content.open("rb") as source, path.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    """Write bytes and wait until the disk has them."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_dir(path: Path) -> None:
+    """Wait until the disk has the directory's entries."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _swap(fresh: Path, target: Path, old: Path) -> None:
+    """Put fresh at target; the old bundle comes back if the second rename fails, and goes only after it."""
+    had_old = target.exists()
+    if had_old:
+        os.rename(target, old)
+    try:
+        os.rename(fresh, target)
+    except OSError:
+        if had_old:
+            os.rename(old, target)
+        raise
+    _sync_dir(target.parent)
+    shutil.rmtree(old, ignore_errors=True)

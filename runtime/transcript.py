@@ -1,0 +1,47 @@
+"""What a transcription is: words in segments, times in seconds from the start of the recording."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word with its punctuation."""
+
+    start_s: float
+    end_s: float
+    text: str
+    """With its leading space, as Whisper gives it."""
+    probability: float
+    """Mean probability of its tokens, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What was said between two pauses."""
+
+    start_s: float
+    end_s: float
+    text: str
+    avg_logprob: float
+    """Mean log probability of the window's tokens."""
+    no_speech_prob: float
+    words: tuple[Word, ...] = ()
+    """Empty unless word timestamps were asked for."""
+    language: str = "en"
+    temperature: float = 0.0
+    compression_ratio: float = 0.0
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """A whole recording or utterance."""
+
+    text: str
+    """Segments joined by spaces; empty if there is no speech."""
+    segments: tuple[Segment, ...]
+    language: str | None
+    """Whisper's code, None if there was no speech to detect it from."""
+    duration_s: float
+    """Length of the recording, seconds."""

@@ -1,0 +1,58 @@
+"""What every benchmark result says about itself: the machine, the bundle, and where results are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).resolve().parent / "results"
+DEFAULT_BUNDLE = ROOT / "runtime" / "bundles" / "tiny.en"
+DEFAULT_SPEECH = ROOT.parent / "shared" / "speech"
+
+
+def describe_machine() -> dict[str, Any]:
+    """CPU, memory, system, and the load before the run: with other work on it the figures are worthless."""
+    cpu, memory = platform.processor() or platform.machine(), None
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+        memory = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0]) * 1024
+    except OSError:
+        pass
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_bytes": memory,
+        "system": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
+        "python": platform.python_version(),
+        "load_average_1_min": round(os.getloadavg()[0], 2),
+        "blas_kernel_forced": os.environ.get("OPENBLAS_CORETYPE"),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def describe_bundle(path: Path) -> dict[str, Any]:
+    """Name, precision, window, bytes, SHA-256 of the manifest, which holds that of every other file."""
+    raw = (path / "manifest.json").read_bytes()
+    manifest = json.loads(raw)
+    return {
+        "name": manifest.get("name"),
+        "precision": manifest.get("precision"),
+        "window": manifest.get("window", {}).get("kind"),
+        "bytes": sum(p.stat().st_size for p in path.rglob("*") if p.is_file()),
+        "manifest_sha256": hashlib.sha256(raw).hexdigest(),
+    }
+
+
+def save_result(name: str, result: dict[str, Any], folder: Path) -> Path:
+    """Write results/NAME.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path

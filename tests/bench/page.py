@@ -1,0 +1,102 @@
+"""results/*.json -> docs/benchmarks.md: the page is never edited by hand. Run: python tests/bench/page.py"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import speed
+from machine import RESULTS, ROOT
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+
+def hardware(result: dict[str, Any]) -> str:
+    """One sentence on the machine and the bundle."""
+    machine, bundle = result["machine"], result["bundle"]
+    memory = f", {machine['memory_bytes'] / 2**30:.0f} GiB" if machine["memory_bytes"] else ""
+    busy = machine["load_average_1_min"] > 0.5
+    load = (
+        f"; **load average {machine['load_average_1_min']} at the start: the machine was busy**"
+        if busy
+        else ""
+    )
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores{memory}, {machine['system']}, "
+        f"Python {machine['python']}, "
+        f"{machine['date']}{load}. Bundle `{bundle['name']}`: {bundle['precision']}, "
+        f"{bundle['window']} window, "
+        f"{bundle['bytes'] / 1e6:.1f} MB, manifest SHA-256 `{bundle['manifest_sha256'][:16]}`."
+    )
+
+
+def speed_section(result: dict[str, Any]) -> str:
+    """Heading, conditions, table, versions."""
+    versions = {k: v for row in result["systems"] for k, v in row["versions"].items()}
+    low, high = result["clip_seconds"]
+    return (
+        f"## Speed and memory\n\n{hardware(result)}\n\n"
+        f"{result['clips']} clips of {low:.1f}-{high:.1f} s from {result['set']}, "
+        f"{result['threads']} threads, "
+        f"{result['repeats']} repeats, all systems in one run taking turns clip by clip, each in "
+        "its own process; ours runs its speech detector too. "
+        f"Weights: {result['source']['name']} ({result['source']['origin']}), "
+        "the same for all; ours are folded. "
+        f"Decoding: {result['decoding']}. Per clip the median and the minimum over the repeats, "
+        "shown is their median "
+        f"over the clips; RTF = processing / audio time; peak RSS of the whole process, Python included.\n\n"
+        f"{speed.markdown(result)}\n\n"
+        f"Versions: {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}. "
+        "whisper.cpp's `audio_ctx` is clip seconds / 30 * 1500 + 128.\n"
+    )
+
+
+def wer_section(result: dict[str, Any]) -> str:
+    """Heading, conditions, tables."""
+    import wer
+
+    limit = f" **Only the first {result['limit']} utterances of each set.**" if result["limit"] else ""
+    return (
+        f"## Word error rate\n\n{hardware(result)}\n\n"
+        f"Corpus WER after {result['normalizer']}, speech detector {'on' if result['vad'] else 'off'}; "
+        "the original is "
+        "the uncut checkpoint in torch on its 30 s window, greedy. The interval is a paired bootstrap "
+        "over utterances "
+        f"(10,000 resamples). None of these sets is used for calibration or healing.{limit}\n\n"
+        f"{wer.markdown(result)}\n"
+    )
+
+
+SECTIONS = {"speed": speed_section, "wer": wer_section}
+
+
+def render(folder: Path) -> str:
+    """Return the page of all results that are there."""
+    parts = [
+        "# Benchmarks\n\nWritten by `make bench` (tests/bench/page.py)"
+        " from tests/bench/results/*.json; do not edit.\n"
+    ]
+    for name, section in SECTIONS.items():
+        path = folder / f"{name}.json"
+        if path.is_file():
+            parts.append(section(json.loads(path.read_text(encoding="utf-8"))))
+    return "\n".join(parts)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description="docs/benchmarks.md from the results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    args = parser.parse_args(arguments)
+    args.page.parent.mkdir(parents=True, exist_ok=True)
+    args.page.write_text(render(args.results), encoding="utf-8")
+    print(args.page, file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Fixtures that every test may use: the bundle, a loaded transcriber, the sample clip, the shared speech."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from whisperfold.runtime.audio import load_audio
+from whisperfold.runtime.bundle import Bundle, default_bundle
+from whisperfold.runtime.transcribe import Transcriber
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SAMPLE_CLIP = REPOSITORY / "runtime" / "samples" / "jfk.flac"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--bundle", type=Path, default=None, help="bundle to test instead of the packaged one")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    import onnxruntime
+
+    bundle = config.getoption("--bundle") or default_bundle()
+    return f"numpy {np.__version__}, onnxruntime {onnxruntime.__version__}, bundle {bundle}"
+
+
+@pytest.fixture(scope="session")
+def bundle_path(request: pytest.FixtureRequest) -> Path:
+    """Directory of the bundle under test."""
+    path = request.config.getoption("--bundle") or default_bundle()
+    if not path.is_dir():
+        pytest.skip(f"no bundle at {path}: `make bundle` builds the default one")
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_path: Path) -> Bundle:
+    """The bundle under test, opened."""
+    return Bundle.open(bundle_path)
+
+
+@pytest.fixture(scope="session")
+def transcriber(bundle_path: Path) -> Transcriber:
+    """One loaded transcriber for the whole run, two threads."""
+    return Transcriber.open(bundle_path, threads=2)
+
+
+@pytest.fixture(scope="session")
+def jfk() -> np.ndarray:
+    """The packaged sample clip: 11 s, "ask not what your country can do for you" (public domain)."""
+    samples = load_audio(SAMPLE_CLIP)
+    samples.setflags(write=False)
+    return samples
+
+
+@pytest.fixture(scope="session")
+def speech_dir() -> Path:
+    """Real speech beside the repository; it is not part of it."""
+    path = REPOSITORY.parent / "shared" / "speech"
+    if not path.is_dir():
+        pytest.skip(f"no real speech at {path}")
+    return path
