@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,11 @@ from whisperfold.models.dims import ModelDimensions, Widths
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.errors import ConfigError
 
-FRACTIONS = {"qk": (0.25, 0.375, 0.5, 0.625, 0.75), "vo": (0.5, 0.625, 0.75, 0.875), "ffn": (0.5, 0.625, 0.75, 0.875)}
+FRACTIONS = {
+    "qk": (0.25, 0.375, 0.5, 0.625, 0.75),
+    "vo": (0.5, 0.625, 0.75, 0.875),
+    "ffn": (0.5, 0.625, 0.75, 0.875),
+}
 """Candidate widths, as fractions of the full one."""
 MULTIPLE = 8
 
@@ -40,7 +45,9 @@ class Cut:
 def params_per_width(site: str, dims: ModelDimensions) -> int:
     """Return the parameters that one unit of width (or one neuron) costs at a site, biases included."""
     side, _, kind = site.split(".")
-    n_state, n_head = (dims.n_audio_state, dims.n_audio_head) if side == "encoder" else (dims.n_text_state, dims.n_text_head)
+    n_state, n_head = (
+        (dims.n_audio_state, dims.n_audio_head) if side == "encoder" else (dims.n_text_state, dims.n_text_head)
+    )
     if kind == "ffn":
         return 2 * n_state + 1
     return n_head * (2 * n_state + (1 if kind.endswith("qk") else 0))
@@ -59,11 +66,11 @@ def sites(widths: Widths, sides: tuple[str, ...]) -> dict[str, int]:
 
 def with_widths(widths: Widths, chosen: dict[str, int]) -> Widths:
     """Return widths with the chosen sites replaced."""
-    layers = {"encoder": list(widths.encoder), "decoder": list(widths.decoder)}
+    layers: dict[str, list[Any]] = {"encoder": list(widths.encoder), "decoder": list(widths.decoder)}
     for site, width in chosen.items():
         side, i, kind = site.split(".")
-        layers[side][int(i)] = replace(layers[side][int(i)], **{kind: width})  # type: ignore[type-var]
-    return Widths(tuple(layers["encoder"]), tuple(layers["decoder"]))  # type: ignore[arg-type]
+        layers[side][int(i)] = replace(layers[side][int(i)], **{kind: width})
+    return Widths(tuple(layers["encoder"]), tuple(layers["decoder"]))
 
 
 def candidates(widths: Widths, sides: tuple[str, ...]) -> list[tuple[str, int]]:
@@ -82,6 +89,7 @@ def measure_cut(model: Whisper, moments: Moments, site: str, width: int, probe: 
     layer = getattr(model, side).layers[int(i)]
     part = "ffn" if kind == "ffn" else "cross" if kind.startswith("cross") else "attn"
     name, original = f"{side}.layers.{i}.{part}", getattr(layer, part)
+    cut: Any
     if part == "ffn":
         cut = cut_ffn(original, moments[f"{name}.neurons"], width)
     else:

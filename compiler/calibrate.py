@@ -40,7 +40,11 @@ def window_of(lesson: Lesson, kind: str, tail_s: float) -> int:
 
 @torch.no_grad()
 def calibrate(
-    model: Whisper, lessons: list[Lesson], kind: str, tail_s: float, advance: Callable[[], None] = lambda: None
+    model: Whisper,
+    lessons: list[Lesson],
+    kind: str,
+    tail_s: float,
+    advance: Callable[[], None] = lambda: None,
 ) -> Moments:
     """Return the mean second moments of the uncut model over the lessons."""
     sums: Moments = {}
@@ -63,7 +67,13 @@ def _add(sums: Moments, counts: dict[str, int], name: str, rows: Tensor) -> None
 
 
 def _attention(
-    attn: Attention, name: str, x: Tensor, y: Tensor, mask: Tensor | None, sums: Moments, counts: dict[str, int]
+    attn: Attention,
+    name: str,
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    sums: Moments,
+    counts: dict[str, int],
 ) -> None:
     """Add one utterance's moments for queries x (1, n, d) over y (1, m, d)."""
     _add(sums, counts, f"{name}.query", torch.cat([x[0], torch.ones(x.shape[1], 1)], 1))
@@ -86,9 +96,7 @@ def _encoder_moments(model: Whisper, mel: Tensor, sums: Moments, counts: dict[st
         x = layer(x)
 
 
-def _decoder_moments(
-    model: Whisper, tokens: Tensor, encoded: Tensor, sums: Moments, counts: dict[str, int]
-) -> None:
+def _decoder_moments(model: Whisper, tokens: Tensor, encoded: Tensor, sums: Moments, counts: dict[str, int]) -> None:
     decoder = model.decoder
     x = decoder.token_embedding(tokens) + decoder.positions[: tokens.shape[1]]
     mask = causal_mask(tokens.shape[1])

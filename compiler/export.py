@@ -5,12 +5,14 @@
              cross_attention (batch, alignment head, n, T)
 
 The graphs are written node by node instead of traced: q, k and v become one matrix, as do all cross-attention
-keys and values (one quantised input on the device), the attention scale moves into q, the token embedding is stored transposed and serves both the look-up
-(Gather on its columns) and the logits, and one decoder graph serves first and later steps (past length 0 or more).
-See docs/decisions/0002-graphs-by-hand.md.
+keys and values (one quantised input on the device), the attention scale moves into q, the token embedding is stored
+transposed and serves both the look-up (Gather on its columns) and the logits, and one decoder graph serves first and
+later steps (past length 0 or more). See docs/decisions/0002-graphs-by-hand.md.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import numpy as np
 import onnx
@@ -72,7 +74,7 @@ def encoder_graph(model: Whisper) -> onnx.ModelProto:
     x = graph.input("mel", "float32", ("batch", dims.n_mels, "frames"))
     for name, conv, stride in (("conv1", encoder.conv1, 1), ("conv2", encoder.conv2, 2)):
         weight = graph.constant(f"encoder.{name}.weight", _array(conv.weight))
-        bias = graph.constant(f"encoder.{name}.bias", _array(conv.bias))
+        bias = graph.constant(f"encoder.{name}.bias", _array(cast(torch.Tensor, conv.bias)))
         x = graph.op("Gelu", graph.op("Conv", x, weight, bias, pads=[1, 1], strides=[stride], kernel_shape=[3]))
     x = graph.op("Transpose", x, perm=[0, 2, 1])
     n_frames = graph.op("Shape", x, start=1, end=2)
@@ -87,15 +89,15 @@ def encoder_graph(model: Whisper) -> onnx.ModelProto:
         x = graph.op("Add", x, _feed_forward(graph, y, f"{name}.ffn", layer.ffn))
     encoded = _norm(graph, x, "encoder.ln", encoder.ln)
     projections = [part for layer in model.decoder.layers for part in (layer.cross.k, layer.cross.v)]
-    weight = np.concatenate([_array(part.weight).T for part in projections], axis=1)
+    stacked = np.concatenate([_array(part.weight).T for part in projections], axis=1)
     sizes = graph.ints(*(part.out_features for part in projections))
-    joined = graph.linear(encoded, "decoder.cross_kv", weight)
+    joined = graph.linear(encoded, "decoder.cross_kv", stacked)
     parts = graph.op("Split", joined, sizes, n_out=len(projections), axis=-1)
-    for i, w in enumerate(model.widths.decoder):
+    for i, d in enumerate(model.widths.decoder):
         k = graph.heads(parts[2 * i], dims.n_text_head, (0, 2, 3, 1))
         v = graph.heads(parts[2 * i + 1], dims.n_text_head)
-        graph.output(k, f"cross_k_{i}", ("batch", dims.n_text_head, w.cross_qk, "T"))
-        graph.output(v, f"cross_v_{i}", ("batch", dims.n_text_head, "T", w.cross_vo))
+        graph.output(k, f"cross_k_{i}", ("batch", dims.n_text_head, d.cross_qk, "T"))
+        graph.output(v, f"cross_v_{i}", ("batch", dims.n_text_head, "T", d.cross_vo))
     return graph.model()
 
 
@@ -159,4 +161,11 @@ def _causal_mask(graph: Graph, n_past: str, n_total: str) -> str:
     rows = graph.op("Unsqueeze", graph.op("Range", start, stop, one), graph.ints(1))
     zero = graph.op("Squeeze", graph.ints(0))
     seen = graph.op("LessOrEqual", graph.op("Range", zero, stop, one), rows)
-    return str(graph.op("Where", seen, graph.constant("zero", np.array(0, np.float32)), graph.constant("negative", NEGATIVE)))
+    return str(
+        graph.op(
+            "Where",
+            seen,
+            graph.constant("zero", np.array(0, np.float32)),
+            graph.constant("negative", NEGATIVE),
+        )
+    )

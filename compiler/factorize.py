@@ -37,7 +37,11 @@ def matrix_roots(moment: Tensor, floor: float = 1e-6) -> tuple[Tensor, Tensor]:
 
 
 def _truncate(
-    left: Tensor, right: Tensor, left_roots: tuple[Tensor, Tensor], right_roots: tuple[Tensor, Tensor], width: int
+    left: Tensor,
+    right: Tensor,
+    left_roots: tuple[Tensor, Tensor],
+    right_roots: tuple[Tensor, Tensor],
+    width: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return left' (n, width), right' (width, m) whose product is nearest, and all singular values."""
     product = left_roots[0] @ left @ right @ right_roots[0]
@@ -47,7 +51,11 @@ def _truncate(
     else:
         u, s, vh = torch.linalg.svd(product, full_matrices=False)
     half = s[:width].sqrt()
-    return left_roots[1] @ u[:, :width] * half, half[:, None] * vh[:width] @ right_roots[1], s[: left.shape[1]]
+    return (
+        left_roots[1] @ u[:, :width] * half,
+        half[:, None] * vh[:width] @ right_roots[1],
+        s[: left.shape[1]],
+    )
 
 
 def _query_key(attn: Attention, moments: Moments, name: str, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,7 +64,11 @@ def _query_key(attn: Attention, moments: Moments, name: str, width: int) -> tupl
     key = attn.k.weight.double().unflatten(0, (attn.n_head, -1))
     roots = matrix_roots(moments[f"{name}.query"]), matrix_roots(moments[f"{name}.key"])
     cuts = [_truncate(query[h].T, key[h], *roots, width) for h in range(attn.n_head)]
-    return torch.cat([c[0].T for c in cuts]), torch.cat([c[1] for c in cuts]), torch.stack([c[2] for c in cuts])
+    return (
+        torch.cat([c[0].T for c in cuts]),
+        torch.cat([c[1] for c in cuts]),
+        torch.stack([c[2] for c in cuts]),
+    )
 
 
 def _value_out(attn: Attention, moments: Moments, name: str, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,7 +80,11 @@ def _value_out(attn: Attention, moments: Moments, name: str, width: int) -> tupl
     for h in range(attn.n_head):
         roots = matrix_roots(moments[f"{name}.value"][h])
         cuts.append(_truncate(value[h].T, out[:, h].T, roots, (identity, identity), width))
-    return torch.cat([c[0].T for c in cuts]), torch.cat([c[1].T for c in cuts], 1), torch.stack([c[2] for c in cuts])
+    return (
+        torch.cat([c[0].T for c in cuts]),
+        torch.cat([c[1].T for c in cuts], 1),
+        torch.stack([c[2] for c in cuts]),
+    )
 
 
 @torch.no_grad()
@@ -96,8 +112,8 @@ def cut_attention(attn: Attention, moments: Moments, name: str, qk: int, vo: int
 
 
 @torch.no_grad()
-def cut_ffn(ffn: FeedForward, moment: Tensor, n_keep: int, batch: int = 8) -> FeedForward:
-    """Return the feed-forward with n_keep neurons, fc2 refitted; batch neurons are scored at a time."""
+def cut_ffn(ffn: FeedForward, moment: Tensor, n_keep: int, batch: int = 16) -> FeedForward:
+    """Return the feed-forward with n_keep neurons, fc2 refitted; batch neurons leave together at each step."""
     n = ffn.fc1.out_features
     if n_keep == n:
         return ffn
@@ -108,12 +124,13 @@ def cut_ffn(ffn: FeedForward, moment: Tensor, n_keep: int, batch: int = 8) -> Fe
     while (excess := int(alive.sum()) - n_keep) > 0:
         cost = weight.square().sum(0) / inverse.diag()
         cost[~alive] = float("inf")
-        for i in cost.topk(min(batch, excess), largest=False).indices.tolist():
-            weight -= torch.outer(weight[:, i], inverse[i]) / inverse[i, i]
-            inverse -= torch.outer(inverse[:, i], inverse[i]) / inverse[i, i]
-            inverse[i] = inverse[:, i] = 0.0
-            inverse[i, i] = 1.0
-            alive[i] = False
+        gone = cost.topk(min(batch, excess), largest=False).indices
+        step = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])
+        weight -= weight[:, gone] @ step
+        inverse -= inverse[:, gone] @ step
+        alive[gone] = False
+        inverse[gone], inverse[:, gone] = 0.0, 0.0
+        inverse[gone, gone] = 1.0
     cut = FeedForward(ffn.fc1.in_features, n_keep)
     cut.fc1.weight.copy_(ffn.fc1.weight[alive])
     cut.fc1.bias.copy_(ffn.fc1.bias[alive])
@@ -130,24 +147,23 @@ def cut_model(model: Whisper, moments: Moments, widths: Widths) -> Whisper:
         name = f"encoder.layers.{i}"
         layer.attn = cut_attention(layer.attn, moments, f"{name}.attn", w.qk, w.vo)
         layer.ffn = cut_ffn(layer.ffn, moments[f"{name}.ffn.neurons"], w.ffn)
-    for i, (layer, d) in enumerate(zip(cut.decoder.layers, widths.decoder, strict=True)):
+    for i, (block, d) in enumerate(zip(cut.decoder.layers, widths.decoder, strict=True)):
         name = f"decoder.layers.{i}"
-        layer.attn = cut_attention(layer.attn, moments, f"{name}.attn", d.self_qk, d.self_vo)
-        layer.cross = cut_attention(layer.cross, moments, f"{name}.cross", d.cross_qk, d.cross_vo)
-        layer.ffn = cut_ffn(layer.ffn, moments[f"{name}.ffn.neurons"], d.ffn)
+        block.attn = cut_attention(block.attn, moments, f"{name}.attn", d.self_qk, d.self_vo)
+        block.cross = cut_attention(block.cross, moments, f"{name}.cross", d.cross_qk, d.cross_vo)
+        block.ffn = cut_ffn(block.ffn, moments[f"{name}.ffn.neurons"], d.ffn)
     return cut.eval()
 
 
 @torch.no_grad()
 def spectra(model: Whisper, moments: Moments) -> dict[str, list[float]]:
     """Return each twin's singular values (of the whitened product, mean over heads), by "encoder.0.qk" names."""
+    attentions = {f"encoder.{i}.": (f"encoder.layers.{i}.attn", x.attn) for i, x in enumerate(model.encoder.layers)}
+    for i, layer in enumerate(model.decoder.layers):
+        attentions[f"decoder.{i}.self_"] = f"decoder.layers.{i}.attn", layer.attn
+        attentions[f"decoder.{i}.cross_"] = f"decoder.layers.{i}.cross", layer.cross
     found = {}
-    for side, layers in (("encoder", model.encoder.layers), ("decoder", model.decoder.layers)):
-        for i, layer in enumerate(layers):
-            parts = {"": layer.attn} if side == "encoder" else {"self_": layer.attn, "cross_": layer.cross}
-            for prefix, attn in parts.items():
-                name = f"{side}.layers.{i}.{'cross' if prefix == 'cross_' else 'attn'}"
-                for kind, measure in (("qk", _query_key), ("vo", _value_out)):
-                    values = measure(attn, moments, name, 1)[2].mean(0)
-                    found[f"{side}.{i}.{prefix}{kind}"] = [float(v) for v in values]
+    for prefix, (name, attn) in attentions.items():
+        for kind, measure in (("qk", _query_key), ("vo", _value_out)):
+            found[f"{prefix}{kind}"] = measure(attn, moments, name, 1)[2].mean(0).tolist()
     return found

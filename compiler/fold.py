@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft.tuners.lora import LoraLayer
 
@@ -16,7 +18,7 @@ def fold(model: Whisper) -> Whisper:
     Raises:
         CompileError: there is no adapter: it was folded before, or never attached.
     """
-    adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    adapted: list[tuple[str, Any]] = [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]
     if not adapted:
         raise CompileError("fold: no adapter to fold; the model is folded already")
     for name, module in adapted:

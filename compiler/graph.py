@@ -69,9 +69,7 @@ class Graph:
 
     def model(self) -> onnx.ModelProto:
         """Return the checked model."""
-        graph = helper.make_graph(
-            self.nodes, self.name, self.inputs, self.outputs, list(self.initializers.values())
-        )
+        graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, list(self.initializers.values()))
         opsets = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="whisperfold", ir_version=10)
         onnx.checker.check_model(model)

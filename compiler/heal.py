@@ -30,6 +30,11 @@ from whisperfold.runtime.audio import SAMPLE_RATE
 TARGETS = r".*\.layers\.\d+\..*\.(q|k|v|out|fc1|fc2)"
 """The linear layers that get an adapter: every projection of every layer, encoder and decoder."""
 TAIL_S = (0.2, 1.2)
+"""Silence after the speech while healing, seconds."""
+LAYER_RATE = 2e-4
+"""Peak learning rate of the layer-by-layer fit; 1e-3 undoes the closed-form cut in its first steps."""
+SAVE_EVERY = 50
+"""Steps between checkpoints."""
 Progress = Callable[[dict[str, float]], None]
 
 
@@ -85,7 +90,7 @@ def heal_layers(original: Whisper, cut: Whisper, lessons: list[Lesson], config: 
     optimizers = {}
     for i in changed:
         cut.encoder.layers[i].requires_grad_(True)
-        optimizers[i] = torch.optim.AdamW(cut.encoder.layers[i].parameters(), lr=1e-3, weight_decay=0.0)
+        optimizers[i] = torch.optim.AdamW(cut.encoder.layers[i].parameters(), lr=LAYER_RATE, weight_decay=0.0)
     plan = [batch for epoch in range(99) for batch in batches(lessons, config.batch_s / 2, config.seed + 1000 + epoch)]
     for step, batch in enumerate(plan[: config.layer_steps if changed else 0]):
         rng = np.random.default_rng((config.seed, step, 1))
@@ -103,9 +108,9 @@ def heal_layers(original: Whisper, cut: Whisper, lessons: list[Lesson], config: 
                 optimizers[i].zero_grad()
                 loss.backward()
                 for group in optimizers[i].param_groups:
-                    group["lr"] = 1e-3 * schedule(step, config.layer_steps)
+                    group["lr"] = LAYER_RATE * schedule(step, config.layer_steps)
                 optimizers[i].step()
-                losses.append(float(loss))
+                losses.append(float(loss.detach()))
             x = target
         report({"stage": 0, "step": step, "steps": config.layer_steps, "loss_hidden": float(np.mean(losses))})
     cut.requires_grad_(False)
@@ -154,29 +159,37 @@ def heal(
         rng = np.random.default_rng((config.seed, step))
         kl, frames = distillation(model, [lessons[i] for i in chosen], rng, tokens["eot"], TAIL_S, full_window)
         loss = kl + config.frame_weight * frames
-        facts = {"stage": 1, "step": step, "steps": total, "loss_kl": float(kl), "loss_hidden": float(frames)}
+        facts = {
+            "stage": 1,
+            "step": step,
+            "steps": total,
+            "loss_kl": float(kl.detach()),
+            "loss_hidden": float(frames.detach()),
+        }
         if step % config.silence_every == 0:
             quiet = silence(model, rng, tokens, 4, full_window)
             loss = loss + config.silence_weight * quiet
-            facts["loss_silence"] = float(quiet)
-        _update(loss, trainable, optimizer, config.learning_rate * schedule(step, total))
+            facts["loss_silence"] = float(quiet.detach())
+        update(loss, trainable, optimizer, config.learning_rate * schedule(step, total))
         report(facts)
-        if (step + 1) % 50 == 0 or step + 1 == total:
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == total:
             save_checkpoint(checkpoint, step + 1, trainable, optimizer)
     return model.eval()
 
 
-def _update(loss: Tensor, trainable: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, rate: float) -> None:
+def update(loss: Tensor, trainable: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, rate: float) -> None:
     """One AdamW step at the given learning rate, gradients clipped to norm 1."""
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(trainable, 1.0)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
 
 
-def save_checkpoint(path: Path, step: int, trainable: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+def save_checkpoint(
+    path: Path, step: int, trainable: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
     """Write step, adapters and optimizer state so that a killed run loses at most 50 steps."""
     scratch = path.with_suffix(".tmp")
     state = {"step": step, "trainable": [p.data for p in trainable], "optimizer": optimizer.state_dict()}

@@ -1,8 +1,8 @@
 """What the student is judged by: the original's words and frames, a person's transcripts, and silence.
 
-    distillation   mean KL(teacher || student) per token + relative squared distance of the encoder's frames
-    transcripts    label-smoothed cross-entropy of written-down words
-    non-speech     no-speech after the start token, end of text after the prompt
+distillation   mean KL(teacher || student) per token + relative squared distance of the encoder's frames
+transcripts    label-smoothed cross-entropy of written-down words
+non-speech     no-speech after the start token, end of text after the prompt
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Batch:
 def make_batch(
     audio: list[np.ndarray], sequences: list[Tensor], n_mels: int, eot: int, tail_s: float, full: bool
 ) -> Batch:
-    """Pad audio to its longest clip and a tail (30 s where full), sequences to the longest; the last token is a label."""
+    """Pad audio to its longest clip and a tail (30 s where full), sequences to the longest; the last is a label."""
     longest_s = max(len(samples) for samples in audio) / SAMPLE_RATE
     n_samples = 30 * SAMPLE_RATE if full else short_window(longest_s, tail_s)
     mel = torch.stack([mel_window(samples, n_samples, n_mels) for samples in audio])
@@ -62,12 +62,16 @@ def student_hidden(model: Whisper, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def distillation(
-    model: Whisper, lessons: list[Lesson], rng: np.random.Generator, eot: int, tail_s: tuple[float, float], full: bool
+    model: Whisper,
+    lessons: list[Lesson],
+    rng: np.random.Generator,
+    eot: int,
+    tail_s: tuple[float, float],
+    full: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the mean KL per token and the relative distance of the encoder's frames for one batch of lessons."""
     audio = [
-        add_noise(rng, lesson.samples, SNR_DB) if rng.random() < NOISE_SHARE else lesson.samples
-        for lesson in lessons
+        add_noise(rng, lesson.samples, SNR_DB) if rng.random() < NOISE_SHARE else lesson.samples for lesson in lessons
     ]
     chosen = [lesson.sequences[int(rng.random() < 0.25)] for lesson in lessons]
     batch = make_batch(audio, [c[0] for c in chosen], model.dims.n_mels, eot, rng.uniform(*tail_s), full)

@@ -65,9 +65,7 @@ def read_items(path: str | Path) -> list[Item]:
     if path.is_dir():
         return _read_directory(path)
     if not path.is_file():
-        raise CompileError(
-            f"{path}: no such file or directory; expected a JSON-lines manifest or a folder of audio"
-        )
+        raise CompileError(f"{path}: no such file or directory; expected a JSON-lines manifest or a folder of audio")
     return _read_manifest(path)
 
 
@@ -77,14 +75,10 @@ def _read_manifest(path: Path) -> list[Item]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         hint = " (this is an audio file: pass its folder)" if path.suffix.lower() in AUDIO_SUFFIXES else ""
-        raise CompileError(
-            f"{path}: not UTF-8 text at byte {error.start}, expected JSON lines{hint}"
-        ) from error
+        raise CompileError(f"{path}: not UTF-8 text at byte {error.start}, expected JSON lines{hint}") from error
     items = [_parse_line(line, f"{path}:{i}", path.parent) for i, line in enumerate(lines, 1) if line.strip()]
     if not items:
-        raise CompileError(
-            f'{path}: no items; expected one JSON object per line with at least {{"audio": FILE}}'
-        )
+        raise CompileError(f'{path}: no items; expected one JSON object per line with at least {{"audio": FILE}}')
     return items
 
 
@@ -97,9 +91,7 @@ def _parse_line(line: str, where: str, folder: Path) -> Item:
             f"{where}: not JSON ({error.msg} at column {error.colno}); expected one object per line"
         ) from error
     if not isinstance(entry, dict):
-        raise CompileError(
-            f'{where}: found a {type(entry).__name__}, expected an object like {{"audio": FILE}}'
-        )
+        raise CompileError(f'{where}: found a {type(entry).__name__}, expected an object like {{"audio": FILE}}')
     if not entry.get("audio"):
         raise CompileError(f'{where}: no "audio", expected a path relative to {folder}')
     for key, types in _KEYS.items():
@@ -113,9 +105,7 @@ def _parse_line(line: str, where: str, folder: Path) -> Item:
     audio = folder / entry["audio"]
     if not audio.is_file():
         raise CompileError(f"{where}: audio {audio} is missing; paths are relative to the manifest")
-    return Item(
-        audio, entry.get("text"), entry.get("speaker"), None if duration_s is None else float(duration_s)
-    )
+    return Item(audio, entry.get("text"), entry.get("speaker"), None if duration_s is None else float(duration_s))
 
 
 def _read_directory(folder: Path) -> list[Item]:
@@ -128,9 +118,7 @@ def _read_directory(folder: Path) -> list[Item]:
             try:
                 text = " ".join(transcript.read_text(encoding="utf-8-sig").split())
             except UnicodeDecodeError as error:
-                raise CompileError(
-                    f"{transcript}: not UTF-8 text at byte {error.start}; save it as UTF-8"
-                ) from error
+                raise CompileError(f"{transcript}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
         items.append(Item(audio, text))
     if not items:
         known = " ".join(sorted(AUDIO_SUFFIXES))

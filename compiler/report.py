@@ -107,9 +107,7 @@ def _header(facts: Facts) -> str:
     seconds = sum(s.get("seconds") or 0 for s in stages)
     if seconds:
         tiles.append((f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s", "to compile"))
-    cells = "".join(
-        f'<div class="tile"><b>{html.escape(v)}</b><span>{html.escape(k)}</span></div>' for v, k in tiles
-    )
+    cells = "".join(f'<div class="tile"><b>{html.escape(v)}</b><span>{html.escape(k)}</span></div>' for v, k in tiles)
     name = html.escape(str(facts.get("name", "bundle")))
     return f"<header><h1>{name}</h1>{lead}</header>" + (f'<div class="tiles">{cells}</div>' if cells else "")
 
@@ -121,9 +119,7 @@ def _section(title: str, note: str, body: str) -> str:
 def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
     """Return an HTML table; nested dicts are not flattened, missing cells are dashes."""
     head = "".join(f"<th>{html.escape(c.replace('_', ' '))}</th>" for c in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_cell(row.get(c))}</td>" for c in columns) + "</tr>" for row in rows
-    )
+    body = "".join("<tr>" + "".join(f"<td>{_cell(row.get(c))}</td>" for c in columns) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -158,9 +154,7 @@ def _widths(facts: Facts) -> str:
     widths = facts.get("widths")
     if not widths:
         return ""
-    note = (
-        "Head width of the attention twins, neurons of the feed-forward layers; the frame is the original's."
-    )
+    note = "Head width of the attention twins, neurons of the feed-forward layers; the frame is the original's."
     return _section("Kept of each twin", note, plots.widths(widths, facts.get("full_widths") or {}))
 
 
@@ -186,9 +180,7 @@ def _sensitivity(facts: Facts) -> str:
 def _heal(facts: Facts) -> str:
     if not facts.get("heal"):
         return ""
-    note = (
-        "Losses against the original at 30 s while healing: distance of encoder outputs and KL on the logits."
-    )
+    note = "Losses against the original at 30 s while healing: distance of encoder outputs and KL on the logits."
     return _section("Healing", note, plots.heal(facts["heal"]))
 
 
@@ -197,9 +189,7 @@ def _bytes(facts: Facts) -> str:
     if not sizes:
         return ""
     total = sum(sizes.values())
-    rows = [
-        {"part": k, "bytes": v, "share": f"{100 * v / total:.1f} %"} for k, v in plots.largest_first(sizes)
-    ]
+    rows = [{"part": k, "bytes": v, "share": f"{100 * v / total:.1f} %"} for k, v in plots.largest_first(sizes)]
     detail = _folded(f"{total:,} bytes in all", table(rows, ["part", "bytes", "share"]))
     return _section("Where the bytes are", "Bytes of every part of the bundle.", plots.sizes(sizes) + detail)
 
@@ -210,9 +200,7 @@ def _quantization(facts: Facts) -> str:
         return ""
     worst = sorted(rows, key=lambda r: -(r.get("relative_error") or 0))
     columns = list(dict.fromkeys(["matrix", "bits", "relative_error", *(k for r in rows for k in r)]))
-    body = plots.quantization(worst[:12]) + _folded(
-        f"all {len(rows)} matrices, worst first", table(worst, columns)
-    )
+    body = plots.quantization(worst[:12]) + _folded(f"all {len(rows)} matrices, worst first", table(worst, columns))
     return _section(
         "Quantisation error", "Relative error of each integer matrix, |W - Q| / |W|; the worst twelve.", body
     )

@@ -193,9 +193,7 @@ def sizes(parts: dict[str, int]) -> str:
     """Horizontal bars, the largest part on top."""
     ordered = largest_first(parts)[:16][::-1]
     with figure(9, 0.5 + 0.26 * len(ordered)) as fig:
-        _horizontal(
-            fig.subplots(), [k for k, _ in ordered], [v / 1e6 for _, v in ordered], "{:.2f} MB", SERIES[0]
-        )
+        _horizontal(fig.subplots(), [k for k, _ in ordered], [v / 1e6 for _, v in ordered], "{:.2f} MB", SERIES[0])
         return to_svg(fig, "Bytes of each part")
 
 

@@ -7,6 +7,8 @@ The logits are not kept: hidden (n, n_text_state) @ token embedding gives them b
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import jiwer
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from whisper_normalizer.english import EnglishTextNormalizer
@@ -31,6 +33,8 @@ N_SAMPLES = 30 * SAMPLE_RATE
 FRAMES_PER_S = 50
 """Encoder frames per second."""
 BATCH = 8
+PART = 64
+"""Utterances that are written at a time; a killed run goes on after the last whole part."""
 
 
 @dataclass(frozen=True)
@@ -89,31 +93,60 @@ def mel_window(samples: np.ndarray, n_samples: int, n_mels: int) -> Tensor:
     return torch.from_numpy(log_mel(padded, n_mels))
 
 
-@torch.no_grad()
 def teach(
     checkpoint: Checkpoint,
     utterances: list[Utterance],
     path: Path,
     *,
+    key: str = "",
     max_teacher_wer: float = 0.4,
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, int]:
-    """Run the original over the utterances and write its lessons to path.
+    """Run the original over the utterances and write its lessons to path, going on from the parts of this key.
 
     An utterance with a transcript from which the original strays by more than max_teacher_wer is left out.
 
     Returns:
         Counts: utterances, kept, seconds.
     """
+    parts = []
+    for begin in range(0, len(utterances), PART):
+        part = path.with_name(f"{path.stem}-{key}-{begin}.part")
+        parts.append(part)
+        chosen = utterances[begin : begin + PART]
+        if part.exists():
+            for _ in chosen:
+                advance()
+            continue
+        tensors = _teach_part(checkpoint, chosen, begin, max_teacher_wer, seed, advance)
+        save_file(tensors, part.with_suffix(".tmp"))
+        os.replace(part.with_suffix(".tmp"), part)
+    tensors = {name: tensor for part in parts for name, tensor in load_file(part).items()}
+    save_file(tensors, path)
+    for part in parts:
+        part.unlink()
+    seconds = sum(len(t) for name, t in tensors.items() if name.endswith(".encoded")) / FRAMES_PER_S
+    return {"utterances": len(utterances), "kept": len(_kept(tensors)), "seconds": round(seconds)}
+
+
+@torch.no_grad()
+def _teach_part(
+    checkpoint: Checkpoint,
+    utterances: list[Utterance],
+    first: int,
+    max_teacher_wer: float,
+    seed: int,
+    advance: Callable[[], None],
+) -> dict[str, Tensor]:
+    """Return the tensors of utterances numbered from first on."""
     model = Whisper.from_state(checkpoint.dims, checkpoint.state)
     tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer))
     normalise = EnglishTextNormalizer()
     tensors: dict[str, Tensor] = {}
-    seconds = 0.0
     for begin in range(0, len(utterances), BATCH):
         batch = utterances[begin : begin + BATCH]
-        audio = [utterance.load(seed + begin + i) for i, utterance in enumerate(batch)]
+        audio = [utterance.load(seed + first + begin + i) for i, utterance in enumerate(batch)]
         mel = torch.stack([mel_window(samples, N_SAMPLES, checkpoint.dims.n_mels) for samples in audio])
         encoded = model.encoder(mel)
         texts = greedy(model, encoded, checkpoint.tokens)
@@ -123,21 +156,29 @@ def teach(
             reference = normalise(utterance.text) if utterance.text else ""
             if not text or (reference and jiwer.wer(reference, hypothesis) > max_teacher_wer):
                 continue
-            end = checkpoint.tokens["timestamp_begin"] + round(len(samples) / SAMPLE_RATE * FRAMES_PER_S)
-            plain = [*prompt(checkpoint.tokens), *text, checkpoint.tokens["eot"]]
-            timed = [*prompt(checkpoint.tokens, timestamps=True), checkpoint.tokens["timestamp_begin"], *text, end]
-            cross_kv = model.decoder.cross_kv(encoded[i : i + 1])
-            for kind, sequence in (("plain", plain), ("timed", [*timed, checkpoint.tokens["eot"]])):
-                ids = torch.tensor(sequence[: checkpoint.dims.n_text_ctx])
-                hidden, _ = model.decoder(ids[None, :-1], cross_kv)
-                tensors[f"{begin + i}.{kind}.tokens"] = ids
-                tensors[f"{begin + i}.{kind}.hidden"] = hidden[0].half()
-            n_frames = min(encoded.shape[1], int(np.ceil(len(samples) / SAMPLE_RATE * FRAMES_PER_S)))
-            tensors[f"{begin + i}.encoded"] = encoded[i, :n_frames].half().clone()
-            seconds += len(samples) / SAMPLE_RATE
-    save_file(tensors, path)
-    kept = sum(name.endswith(".encoded") for name in tensors)
-    return {"utterances": len(utterances), "kept": kept, "seconds": round(seconds)}
+            name = str(first + begin + i)
+            for kind, ids in _sequences(checkpoint, text, len(samples) / SAMPLE_RATE).items():
+                hidden, _ = model.decoder(ids[None, :-1], model.decoder.cross_kv(encoded[i : i + 1]))
+                tensors[f"{name}.{kind}.tokens"] = ids
+                tensors[f"{name}.{kind}.hidden"] = hidden[0].half()
+            n_frames = min(encoded.shape[1], math.ceil(len(samples) / SAMPLE_RATE * FRAMES_PER_S))
+            tensors[f"{name}.encoded"] = encoded[i, :n_frames].half().clone()
+    return tensors
+
+
+def _sequences(checkpoint: Checkpoint, text: list[int], duration_s: float) -> dict[str, Tensor]:
+    """Return prompt + text + end of text, plain and between timestamps, cut to the model's context."""
+    tokens, n = checkpoint.tokens, checkpoint.dims.n_text_ctx
+    begin = tokens["timestamp_begin"]
+    timed = [
+        *prompt(tokens, timestamps=True),
+        begin,
+        *text,
+        begin + round(duration_s * FRAMES_PER_S),
+        tokens["eot"],
+    ]
+    plain = [*prompt(tokens), *text, tokens["eot"]]
+    return {"plain": torch.tensor(plain[:n]), "timed": torch.tensor(timed[:n])}
 
 
 def read_lessons(path: Path, utterances: list[Utterance], seed: int = 0) -> list[Lesson]:

@@ -120,9 +120,7 @@ def _measure(model: _Model, items: list[Item], console: Console | None) -> tuple
     else:
         with console.status(model.facts["name"]) as status:
             name = model.facts["name"]
-            evaluation = evaluate(
-                model.transcribe, items, lambda n: status.update(f"{name}: {n} of {total} clips")
-            )
+            evaluation = evaluate(model.transcribe, items, lambda n: status.update(f"{name}: {n} of {total} clips"))
     _LOG.info("model=%s wer=%s rtf=%.3f", model.facts["name"], evaluation.wer, evaluation.rtf)
     clips = [
         {"name": u.name, "speaker": u.speaker, "duration_s": round(u.duration_s, 3),
@@ -136,9 +134,7 @@ def _measure(model: _Model, items: list[Item], console: Console | None) -> tuple
 def print_report(report: dict[str, Any], console: Console, worst: int = 0) -> None:
     """Print verify()'s report as tables; `worst` clips with the most errors are shown word by word."""
     models = [report[key] for key in ("model", "against") if key in report]
-    table = Table(
-        title=f"{Path(report['set']).name}, {'with' if report['vad'] else 'without'} speech detector"
-    )
+    table = Table(title=f"{Path(report['set']).name}, {'with' if report['vad'] else 'without'} speech detector")
     table.add_column("")
     for model in models:
         table.add_column(model["name"], justify="right")
@@ -151,24 +147,18 @@ def print_report(report: dict[str, Any], console: Console, worst: int = 0) -> No
         ("size, MB", lambda m: _shown(m["bytes"] and m["bytes"] / 1e6, "{:.1f}")),
     ]
     if models[0]["noise_clips"]:
-        rows.append(
-            ("clips without speech: gave text", lambda m: f"{m['noise_with_text']} of {m['noise_clips']}")
-        )
+        rows.append(("clips without speech: gave text", lambda m: f"{m['noise_with_text']} of {m['noise_clips']}"))
     for label, cell in rows:
         table.add_row(label, *(cell(m) for m in models))
     speakers = models[0]["wer_by_speaker"]
     for speaker in speakers if len(speakers) > 1 else ():
-        table.add_row(
-            f"  WER % of {speaker}", *(_shown(m["wer_by_speaker"].get(speaker), "{:.2f}") for m in models)
-        )
+        table.add_row(f"  WER % of {speaker}", *(_shown(m["wer_by_speaker"].get(speaker), "{:.2f}") for m in models))
     console.print(table)
     if "difference" in report:
         d = report["difference"]
         verdict = "not distinguishable" if d["low"] <= 0 <= d["high"] else "a real difference"
         interval = f"95 % interval [{d['low']:+.2f}, {d['high']:+.2f}]"
-        console.print(
-            f"difference {d['points']:+.2f} points, {interval}: {verdict}", markup=False, highlight=False
-        )
+        console.print(f"difference {d['points']:+.2f} points, {interval}: {verdict}", markup=False, highlight=False)
     for clip in sorted(models[0]["clips"], key=lambda c: -c["errors"])[:worst]:
         if clip["errors"]:
             texts = f"  said  {clip['reference']}\n  heard {clip['hypothesis']}"

@@ -129,9 +129,7 @@ def evaluate(
         reference = item.text or ""
         texts = (reference, hypothesis, normalize(reference).strip(), normalize(hypothesis).strip())
         errors, words = word_errors(texts[2], texts[3])
-        heard.append(
-            Utterance(item.name, item.speaker, len(samples) / SAMPLE_RATE, latency_s, *texts, errors, words)
-        )
+        heard.append(Utterance(item.name, item.speaker, len(samples) / SAMPLE_RATE, latency_s, *texts, errors, words))
         if progress:
             progress(done)
     noise = tuple(u for u, item in zip(heard, labelled, strict=True) if item.is_noise)
@@ -147,9 +145,7 @@ def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
     return output.substitutions + output.deletions + output.insertions, len(output.references[0])
 
 
-def paired_bootstrap(
-    a: Evaluation, b: Evaluation, n: int = 10_000, seed: int = 0
-) -> tuple[float, float, float]:
+def paired_bootstrap(a: Evaluation, b: Evaluation, n: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
     """Return (difference, low, high): WER of a minus WER of b in points, with its 95 % interval.
 
     Each of the n resamples draws the utterances with replacement, the same for a and b.
@@ -163,13 +159,9 @@ def paired_bootstrap(
             "a paired interval needs the same set for both: evaluate both on one manifest"
         )
     words = np.array([u.words for u in a.utterances], dtype=np.float64)
-    extra = np.array(
-        [x.errors - y.errors for x, y in zip(a.utterances, b.utterances, strict=True)], dtype=np.float64
-    )
+    extra = np.array([x.errors - y.errors for x, y in zip(a.utterances, b.utterances, strict=True)], dtype=np.float64)
     if not words.sum():
-        raise CompileError(
-            "no reference words in these evaluations; a WER difference needs speech with transcripts"
-        )
+        raise CompileError("no reference words in these evaluations; a WER difference needs speech with transcripts")
     draws = np.random.default_rng(seed).multinomial(len(words), np.full(len(words), 1 / len(words)), size=n)
     drawn_words = draws @ words
     differences = 100 * (draws @ extra)[drawn_words > 0] / drawn_words[drawn_words > 0]

@@ -118,7 +118,13 @@ def from_ctranslate2(src: State) -> tuple[ModelDimensions, State]:
 
     depth = {}
     for side in ("encoder", "decoder"):
-        depth[side] = len({name.split("/")[1] for name in src if name.startswith(f"{side}/layer_") and "norm" not in name.split("/")[1]})
+        depth[side] = len(
+            {
+                name.split("/")[1]
+                for name in src
+                if name.startswith(f"{side}/layer_") and "norm" not in name.split("/")[1]
+            }
+        )
         for i in range(depth[side]):
             ours, theirs = f"{side}.layers.{i}", f"{side}/layer_{i}"
             weight, bias = (src[f"{theirs}/self_attention/linear_0/{part}"] for part in ("weight", "bias"))

@@ -107,7 +107,12 @@ class Checkpoint:
 
 
 def load_source(
-    source: str | Path, *, revision: str | None = None, offline: bool = False, cache: Path | None = None, sha256: str | None = None
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    cache: Path | None = None,
+    sha256: str | None = None,
 ) -> Checkpoint:
     """Find, check and load a checkpoint.
 
@@ -172,7 +177,9 @@ def _from_hub(repo: str, revision: str | None, offline: bool, tried: list[str]) 
     patterns = ["*.json", "*.safetensors", "model.bin", "vocabulary.*"]
     try:
         return Path(
-            snapshot_download(repo, revision=revision, local_files_only=offline, allow_patterns=patterns, etag_timeout=5)
+            snapshot_download(
+                repo, revision=revision, local_files_only=offline, allow_patterns=patterns, etag_timeout=5
+            )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:120]
@@ -239,9 +246,15 @@ def _load_directory(path: Path, name: str, origin: str, revision: str | None, sh
         dims, state = from_ctranslate2(read_ctranslate2(weights[0]))
     if (path / "generation_config.json").exists():
         config |= _read_json(path / "generation_config.json")
-    provenance = {"name": name, "revision": revision or "", "sha256": digest, "licence": LICENCE, "origin": origin}
+    provenance = {
+        "name": name,
+        "revision": revision or "",
+        "sha256": digest,
+        "licence": LICENCE,
+        "origin": origin,
+    }
     heads = config.get("alignment_heads") or _upper_half_heads(dims)
-    tokens = _tokens(Tokenizer.from_file(str(path / "tokenizer.json")), config, dims)
+    tokens = special_tokens(Tokenizer.from_file(str(path / "tokenizer.json")), config, dims)
     return Checkpoint(name, path, dims, state, tokens, heads, provenance)
 
 
@@ -293,7 +306,7 @@ def _upper_half_heads(dims: ModelDimensions) -> list[list[int]]:
     return [[layer, head] for layer in layers for head in range(dims.n_text_head)]
 
 
-def _tokens(tokenizer: Tokenizer, config: dict[str, Any], dims: ModelDimensions) -> dict[str, Any]:
+def special_tokens(tokenizer: Tokenizer, config: dict[str, Any], dims: ModelDimensions) -> dict[str, Any]:
     """Collect the special tokens in the manifest's form."""
 
     def token(*names: str) -> int:

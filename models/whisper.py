@@ -12,6 +12,9 @@ At full width the numbers are the original's (tests/models/test_whisper.py). The
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -120,9 +123,8 @@ class Encoder(nn.Module):
         self.conv2 = nn.Conv1d(n_state, n_state, 3, stride=2, padding=1)
         self.positions: Tensor
         self.register_buffer("positions", torch.empty(dims.n_audio_ctx, n_state))
-        self.layers = nn.ModuleList(
-            EncoderLayer(n_state, dims.n_audio_head, w.qk, w.vo, w.ffn) for w in widths.encoder
-        )
+        layers = [EncoderLayer(n_state, dims.n_audio_head, w.qk, w.vo, w.ffn) for w in widths.encoder]
+        self.layers = cast(Sequence[EncoderLayer], nn.ModuleList(layers))
         self.ln = nn.LayerNorm(n_state)
 
     def embed(self, mel: Tensor) -> Tensor:
@@ -147,19 +149,18 @@ class Decoder(nn.Module):
         n_state = dims.n_text_state
         self.token_embedding = nn.Embedding(dims.n_vocab, n_state)
         self.positions = nn.Parameter(torch.empty(dims.n_text_ctx, n_state))
-        self.layers = nn.ModuleList(
+        layers = [
             DecoderLayer(n_state, dims.n_text_head, (w.self_qk, w.self_vo, w.cross_qk, w.cross_vo, w.ffn))
             for w in widths.decoder
-        )
+        ]
+        self.layers = cast(Sequence[DecoderLayer], nn.ModuleList(layers))
         self.ln = nn.LayerNorm(n_state)
 
     def cross_kv(self, encoded: Tensor) -> list[KV]:
         """Return each layer's cross-attention keys and values (batch, n_head, T, width)."""
         return [layer.cross.kv(encoded) for layer in self.layers]
 
-    def forward(
-        self, tokens: Tensor, cross_kv: list[KV], past: list[KV] | None = None
-    ) -> tuple[Tensor, list[KV]]:
+    def forward(self, tokens: Tensor, cross_kv: list[KV], past: list[KV] | None = None) -> tuple[Tensor, list[KV]]:
         """Return the normed hidden states (batch, n, n_state) of tokens (batch, n) and the grown cache."""
         n_past = past[0][0].shape[2] if past else 0
         n = tokens.shape[1]

@@ -23,7 +23,7 @@ from whisperfold.runtime.errors import AudioError
 SAMPLE_RATE = 16_000
 """Hz, what Whisper, the VAD and every array in this package use."""
 MAX_ABS = 16.0
-"""Largest plausible |sample|: floats overshoot 1 a little, integer PCM passed as float overshoots it by thousands."""
+"""Largest plausible |sample|: floats overshoot 1 a little, integer PCM passed as float by thousands."""
 
 AudioSource = str | PathLike[str] | IO[bytes]
 _FORMATS = "WAV, FLAC, Ogg, Opus, MP3 or AIFF"

@@ -110,7 +110,7 @@ class Bundle:
         manifest = _read_manifest(root / MANIFEST)
         files = manifest.get("files")
         if not isinstance(files, dict) or not files:
-            raise BundleError(f"{root / MANIFEST}: no \"files\" section; rebuild with `whisperfold compile`")
+            raise BundleError(f'{root / MANIFEST}: no "files" section; rebuild with `whisperfold compile`')
         missing = [name for name in REQUIRED if name not in files]
         if missing:
             raise BundleError(f"{root / MANIFEST}: does not list {missing[0]}; rebuild with `whisperfold compile`")
@@ -144,7 +144,7 @@ class Bundle:
 
 
 def default_bundle() -> Path:
-    """Return the directory of the bundle that ships in the package (it may be absent in a source checkout)."""
+    """Return the directory of the bundle that ships in the package (a source checkout may lack it)."""
     return Path(__file__).parent / "bundles" / "tiny.en"
 
 
@@ -180,7 +180,9 @@ def write_bundle(
         Bundle.open(fresh, check=False)  # an incomplete manifest must not replace a good bundle
         _swap(fresh, target, old)
     except OSError as error:
-        raise BundleError(f"{target}: not written ({error.strerror or error}); free space or choose another path") from error
+        raise BundleError(
+            f"{target}: not written ({error.strerror or error}); free space or choose another path"
+        ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return Bundle.open(target, check=False)
@@ -196,7 +198,7 @@ def _part(path: Path, manifest: dict[str, Any], name: str, kind: type[_Part]) ->
     """Build one dataclass from a section of the manifest; unknown keys are for newer readers."""
     section = manifest.get(name)
     if not isinstance(section, dict):
-        raise BundleError(f"{path / MANIFEST}: no \"{name}\" section; rebuild with `whisperfold compile`")
+        raise BundleError(f'{path / MANIFEST}: no "{name}" section; rebuild with `whisperfold compile`')
     known = {key.name for key in fields(kind)}  # type: ignore[arg-type]
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
     try:
@@ -220,7 +222,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise BundleError(f"{path}: format {version!r}, this runtime reads 1-{FORMAT}; compile the bundle again")
     if version > FORMAT:
         raise BundleError(
-            f"{path}: format {version}, this runtime reads 1-{FORMAT}; upgrade whisperfold or recompile the bundle"
+            f"{path}: format {version}, this runtime reads 1-{FORMAT}; upgrade whisperfold or recompile it"
         )
     return manifest
 
@@ -234,9 +236,7 @@ def _check_file(root: Path, name: str, entry: Any, check: bool) -> None:
         raise BundleError(f"{root / MANIFEST}: {name} has no size or checksum; compile the bundle again")
     found_bytes = path.stat().st_size
     if found_bytes != entry["bytes"]:
-        raise BundleError(
-            f"{path}: {found_bytes} bytes, the manifest says {entry['bytes']}; copy or compile the bundle again"
-        )
+        raise BundleError(f"{path}: {found_bytes} bytes, the manifest says {entry['bytes']}; copy the bundle again")
     if check and (found := sha256_file(path)) != entry["sha256"]:
         raise BundleError(
             f"{path}: SHA-256 {found[:12]}..., the manifest says {str(entry['sha256'])[:12]}...; "

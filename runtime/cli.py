@@ -45,23 +45,17 @@ ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads; 0: the cor
 
 @app.callback()
 def configure(
-    verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, help="Log to stderr; twice: debug.")
-    ] = 0,
+    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log to stderr; twice: debug.")] = 0,
 ) -> None:
     """Speech recognition folded to fit the device and the person."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(
-        level=level, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s", force=True
-    )
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s", force=True)
 
 
 @app.command()
 def transcribe(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Audio files; - is stdin.")],
-    output_format: Annotated[
-        str, typer.Option("--format", "-f", help="txt, srt, vtt, json or jsonl.")
-    ] = "txt",
+    output_format: Annotated[str, typer.Option("--format", "-f", help="txt, srt, vtt, json or jsonl.")] = "txt",
     output_dir: Annotated[
         Path | None,
         typer.Option("--output-dir", "-o", help="One transcript per file here, instead of stdout."),
@@ -105,9 +99,7 @@ def transcribe(
             with formats.open_output(outputs[source]) as out:
                 writer = formats.open_writer(output_format, out, source, timestamps)
                 try:
-                    _transcribe_one(
-                        transcriber, source, writer, options, progress.is_wanted(output_dir is not None)
-                    )
+                    _transcribe_one(transcriber, source, writer, options, progress.is_wanted(output_dir is not None))
                 except BaseException:
                     writer.abandon()
                     raise
@@ -196,9 +188,7 @@ def devices(
 
 @app.command()
 def info(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="Bundle directory. Default: the packaged tiny.en.")
-    ] = None,
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle directory. Default: the packaged tiny.en.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole manifest, for machines.")] = False,
 ) -> None:
     """Show what a bundle is: source, ranks, window, where the bytes are, measured results."""

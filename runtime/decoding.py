@@ -140,12 +140,16 @@ class _Search:
                 self.first_attention = attention[0][:, len(self.initial) - 1 :]
         assert self.first_logits is not None
         cache = self.first_cache
-        return self.first_logits.copy(), KVCache(cache.cross, list(cache.past), cache.length), self.first_attention
+        return (
+            self.first_logits.copy(),
+            KVCache(cache.cross, list(cache.past), cache.length),
+            self.first_attention,
+        )
 
 
 @dataclass
 class _Attempt:
-    """Tokens of one attempt (without the prefix), log probabilities (eot's last if reached), attention rows."""
+    """Tokens of one attempt without the prefix, log probabilities (eot's last if reached), attention."""
 
     tokens: list[int]
     logprobs: list[float]
@@ -251,7 +255,13 @@ def _attempt(search: _Search, temperature: float) -> _Attempt:
 
         logits, cache, _ = search.start()
         tokens, logprobs, stop = beam_search(
-            search.engine, logits, cache, search.filter, search.prefix, search.limit_tokens, search.options.beam_size
+            search.engine,
+            logits,
+            cache,
+            search.filter,
+            search.prefix,
+            search.limit_tokens,
+            search.options.beam_size,
         )
         attention = [_replay(search, tokens)] if search.options.attention else []
         return _guarded(search, _Attempt(tokens, logprobs, stop, attention))
@@ -261,7 +271,8 @@ def _attempt(search: _Search, temperature: float) -> _Attempt:
 def _one_path(search: _Search, temperature: float) -> _Attempt:
     """Greedy (temperature 0) or sampled tokens until eot, a loop or the limit."""
     engine, options = search.engine, search.options
-    eot, prefix, tokens, logprobs = engine.tokens.eot, search.prefix, [], []
+    eot, prefix = engine.tokens.eot, search.prefix
+    tokens, logprobs = list[int](), list[float]()
     random = np.random.default_rng([options.seed, round(temperature * 1000)])
     logits, cache, attention = search.start()
     rows = [] if attention is None else [attention]
@@ -289,7 +300,11 @@ def _guarded(search: _Search, attempt: _Attempt) -> _Attempt:
     """Cut a loop to one repetition."""
     kept = find_loop(attempt.tokens) if search.options.loop_guard else None
     if kept is not None:
-        attempt.tokens, attempt.logprobs, attempt.stop = attempt.tokens[:kept], attempt.logprobs[:kept], "loop"
+        attempt.tokens, attempt.logprobs, attempt.stop = (
+            attempt.tokens[:kept],
+            attempt.logprobs[:kept],
+            "loop",
+        )
     return attempt
 
 
@@ -319,9 +334,7 @@ def _is_silence(search: _Search, attempt: _Attempt) -> bool:
     options = search.options
     if search.blank_prob > options.blank_threshold:
         return True
-    return (
-        search.no_speech_prob > options.no_speech_threshold and attempt.avg_logprob < options.logprob_threshold
-    )
+    return search.no_speech_prob > options.no_speech_threshold and attempt.avg_logprob < options.logprob_threshold
 
 
 def _passes(candidate: tuple[_Attempt, float, float, str], options: DecodingOptions) -> bool:

@@ -47,7 +47,14 @@ class LogitFilter:
         self._timestamps = timestamps
         self._max_initial = tokens.timestamp_begin + round(max_initial_timestamp_s / TIMESTAMP_S)
         bias = np.zeros(n_vocab, np.float32)
-        never = {*tokens.suppress, tokens.transcribe, tokens.translate, tokens.sot, tokens.sot_prev, tokens.sot_lm}
+        never = {
+            *tokens.suppress,
+            tokens.transcribe,
+            tokens.translate,
+            tokens.sot,
+            tokens.sot_prev,
+            tokens.sot_lm,
+        }
         never |= {tokens.no_speech, tokens.no_timestamps, *tokens.languages.values()}
         never.discard(tokens.eot)
         bias[[token for token in never if 0 <= token < n_vocab]] = _NEVER
@@ -76,7 +83,7 @@ class LogitFilter:
         return logits
 
     def _apply_timestamp_rules(self, logits: np.ndarray, sampled: Sequence[int]) -> None:
-        """Timestamps come in pairs, never go back, start within the limit, and win when likelier than any text."""
+        """Timestamps come in pairs, never go back, start early, and win when likelier than any text."""
         begin, eot = self._tokens.timestamp_begin, self._tokens.eot
         if not sampled:
             logits[:begin] = _NEVER

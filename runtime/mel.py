@@ -26,7 +26,7 @@ HOP_LENGTH = 160
 N_FFT = 400
 """Samples in a frame: 25 ms."""
 _BATCH_FRAMES = 1024
-"""Frames per FFT batch; keeps the intermediate arrays (1.6 kB a frame each) in the cache and the memory flat."""
+"""Frames per FFT batch; keeps the intermediate arrays (1.6 kB a frame each) small."""
 
 
 def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
@@ -197,6 +197,6 @@ def _check(samples: np.ndarray) -> None:
     """One-dimensional float32, or an AudioError that says how to get there."""
     if samples.ndim != 1 or samples.dtype != np.float32:
         raise AudioError(
-            f"samples: {samples.dtype} of shape {samples.shape}, expected float32 (n_samples,) mono at 16 kHz; "
+            f"samples: {samples.dtype} {samples.shape}, expected float32 (n_samples,) mono at 16 kHz; "
             "convert int16 with samples.astype(np.float32) / 32768"
         )

@@ -101,9 +101,7 @@ class Engine:
         if mel.ndim != 3 or mel.shape[1] != self.dims.n_mels:
             raise AudioError(f"mel: shape {mel.shape}, expected ([batch,] {self.dims.n_mels}, frames)")
         if not 1 <= mel.shape[2] <= 2 * self.dims.n_audio_ctx:
-            raise AudioError(
-                f"mel: {mel.shape[2]} frames, expected 1 to {2 * self.dims.n_audio_ctx} (10 ms each); cut the audio"
-            )
+            raise AudioError(f"mel: {mel.shape[2]} frames, expected 1 to {2 * self.dims.n_audio_ctx} (10 ms); cut it")
         value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(mel, np.float32))
         values = self._encoder.run_with_ort_values(self._cross_names, {"mel": value})
         return CrossCache(list(values), mel.shape[0], (mel.shape[2] + 1) // 2)
@@ -136,9 +134,7 @@ class Engine:
         """
         n = tokens.shape[1]
         if cache.length + n > self.dims.n_text_ctx:
-            raise ConfigError(
-                f"{cache.length + n} tokens, the model holds {self.dims.n_text_ctx}; shorten the prompt or the window"
-            )
+            raise ConfigError(f"{cache.length + n} tokens, the model holds {self.dims.n_text_ctx}; shorten the prompt")
         if logit_positions is None:
             logit_positions = np.array([n - 1], np.int64)
         feed: dict[str, Any] = dict(zip(self._cross_names, cache.cross.values, strict=True))
@@ -176,7 +172,12 @@ class Engine:
         """The graphs' names must be those of the manifest's dimensions."""
         cases = (
             ("encoder.onnx", "input", [item.name for item in self._encoder.get_inputs()], ["mel"]),
-            ("encoder.onnx", "output", [item.name for item in self._encoder.get_outputs()], self._cross_names),
+            (
+                "encoder.onnx",
+                "output",
+                [item.name for item in self._encoder.get_outputs()],
+                self._cross_names,
+            ),
             (
                 "decoder.onnx",
                 "input",

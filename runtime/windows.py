@@ -64,7 +64,7 @@ def padded_samples(n_samples: int, window: Window) -> int:
 
 
 def pad(samples: np.ndarray, window: Window) -> np.ndarray:
-    """Return samples with the window's tail of zeros, float32 (padded_samples(n),); longer than 30 s is cut."""
+    """Return samples with the window's tail of zeros, float32 (padded_samples(n),); cut at 30 s."""
     out = np.zeros(padded_samples(samples.size, window), np.float32)
     kept = samples[: out.size]
     out[: kept.size] = kept
@@ -188,7 +188,7 @@ class WindowCutter:
                 return
 
     def _emit(self, end: int) -> Iterator[AudioWindow]:
-        """The window from _open to end; the detector's last chunk may make it a little longer than the limit."""
+        """The window from _open to end; the detector's last chunk may make it longer than the limit."""
         assert self._open is not None
         samples = self._buffer[self._open - self._buffer_start : end - self._buffer_start][: self._limit]
         self._used = max(self._used, self._open + samples.size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ import pytest
 from whisperfold.runtime.audio import load_audio
 from whisperfold.runtime.bundle import Bundle, default_bundle
 from whisperfold.runtime.transcribe import Transcriber
+
+if TYPE_CHECKING:
+    from whisperfold.models.sources import Checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE_CLIP = REPOSITORY / "runtime" / "samples" / "jfk.flac"
@@ -62,3 +66,13 @@ def speech_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real speech at {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Checkpoint:
+    """A seeded two-layer checkpoint with the real tokenizer."""
+    from whisperfold.models.tiny import tiny_checkpoint
+
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tokenizer.json").write_bytes((bundle_path / "tokenizer.json").read_bytes())
+    return tiny_checkpoint(folder)

@@ -29,9 +29,7 @@ def imported_modules(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, (
-                f"{path}:{node.lineno}: write whisperfold.{path.parent.name}, not a relative import"
-            )
+            assert node.level == 0, f"{path}:{node.lineno}: write whisperfold.{path.parent.name}, not a relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
     return names
 
@@ -43,9 +41,7 @@ def test_imports_go_one_way(path):
         assert top not in ALLOWED, f"{path}: import whisperfold.{name}, never the bare name"
         if top == "whisperfold" and rest:
             is_shared = f"{rest}.".startswith("runtime.errors.")
-            assert is_shared or rest.split(".")[0] in ALLOWED[path.parent.name], (
-                f"{path}: no import of {name}"
-            )
+            assert is_shared or rest.split(".")[0] in ALLOWED[path.parent.name], f"{path}: no import of {name}"
         if path.parent.name == "runtime":
             assert top not in NOT_ON_THE_DEVICE, f"{path}: {top} is not on the device"
 

@@ -91,12 +91,8 @@ def test_wheel_declares_commands_and_only_the_runtime_by_default(wheel):
     assert "compile = whisperfold.compiler.cli:compile_command" in entries
     assert "verify = whisperfold.compiler.cli:verify_command" in entries
     metadata = wheel.read(f"{info}/METADATA").decode()
-    base = [
-        line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line
-    ]
-    assert not [
-        line for line in base if any(name in line for name in ("torch", "transformers", "peft", "onnx>"))
-    ]
+    base = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
+    assert not [line for line in base if any(name in line for name in ("torch", "transformers", "peft", "onnx>"))]
 
 
 def test_runtime_pulls_no_compiler_dependency():

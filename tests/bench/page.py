@@ -19,11 +19,7 @@ def hardware(result: dict[str, Any]) -> str:
     machine, bundle = result["machine"], result["bundle"]
     memory = f", {machine['memory_bytes'] / 2**30:.0f} GiB" if machine["memory_bytes"] else ""
     busy = machine["load_average_1_min"] > 0.5
-    load = (
-        f"; **load average {machine['load_average_1_min']} at the start: the machine was busy**"
-        if busy
-        else ""
-    )
+    load = f"; **load average {machine['load_average_1_min']} at the start: the machine was busy**" if busy else ""
     return (
         f"{machine['cpu']}, {machine['cores']} cores{memory}, {machine['system']}, "
         f"Python {machine['python']}, "
@@ -76,8 +72,7 @@ SECTIONS = {"speed": speed_section, "wer": wer_section}
 def render(folder: Path) -> str:
     """Return the page of all results that are there."""
     parts = [
-        "# Benchmarks\n\nWritten by `make bench` (tests/bench/page.py)"
-        " from tests/bench/results/*.json; do not edit.\n"
+        "# Benchmarks\n\nWritten by `make bench` (tests/bench/page.py) from tests/bench/results/*.json; do not edit.\n"
     ]
     for name, section in SECTIONS.items():
         path = folder / f"{name}.json"

@@ -55,9 +55,7 @@ def main() -> int:
             ["wer.py", *common, *wer_args],
             ["page.py", "--results", str(args.output), "--page", str(args.page)],
         ]
-        statuses = [
-            subprocess.run([sys.executable, str(HERE / script), *rest]).returncode for script, *rest in steps
-        ]
+        statuses = [subprocess.run([sys.executable, str(HERE / script), *rest]).returncode for script, *rest in steps]
     return next((status for status in statuses if status), 0)
 
 

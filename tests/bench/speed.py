@@ -52,9 +52,7 @@ class Worker:
         log = folder / f"{label.replace(' ', '-').replace('/', '-')}.log"
         command = [python, str(HERE / "worker.py"), json.dumps(options)]
         with log.open("w") as stderr:
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
-            )
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True)
         worker = cls(label, process, log)
         worker.ready = worker._answer()
         return worker
@@ -94,8 +92,7 @@ def choose_clips(manifest: Path, n: int, shortest_s: float, longest_s: float) ->
     fitting = [e for e in entries if shortest_s <= e["duration_s"] <= longest_s and e.get("text")]
     if len(fitting) < n:
         raise SystemExit(
-            f"{manifest}: {len(fitting)} clips of {shortest_s}-{longest_s} s, "
-            f"expected at least {n}; lower --clips"
+            f"{manifest}: {len(fitting)} clips of {shortest_s}-{longest_s} s, expected at least {n}; lower --clips"
         )
     chosen = [fitting[i * len(fitting) // n] for i in range(n)]
     return [{**e, "name": Path(e["audio"]).stem, "audio": str(manifest.parent / e["audio"])} for e in chosen]
@@ -206,9 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="speed and memory beside faster-whisper and whisper.cpp")
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
     parser.add_argument("--source", default="tiny.en", help="the original checkpoint that the rivals run")
-    parser.add_argument(
-        "--speech", type=Path, default=DEFAULT_SPEECH / "librispeech-other-dev.jsonl", help="manifest"
-    )
+    parser.add_argument("--speech", type=Path, default=DEFAULT_SPEECH / "librispeech-other-dev.jsonl", help="manifest")
     parser.add_argument("--clips", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)

@@ -71,8 +71,8 @@ def test_ggml_file(tmp_path: Path, kind: str) -> None:
         "encoder.positional_embedding", "encoder.ln_post.weight", "decoder.ln.weight",
         "decoder.positional_embedding",
         "decoder.token_embedding.weight", "encoder.blocks.0.attn.value.weight",
-        "encoder.blocks.0.attn.value.bias", "decoder.blocks.0.cross_attn.key.weight", "decoder.blocks.0.cross_attn_ln.bias",
-        "decoder.blocks.0.mlp.2.weight",
+        "encoder.blocks.0.attn.value.bias", "decoder.blocks.0.cross_attn.key.weight",
+        "decoder.blocks.0.cross_attn_ln.bias", "decoder.blocks.0.mlp.2.weight",
     }  # fmt: skip
     assert tensors["encoder.conv1.bias"][:2] == (ggml.F32, (1, 32))
     assert tensors["encoder.conv1.weight"][:2] == (ggml.F16, (3, 4, 32))

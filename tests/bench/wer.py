@@ -56,13 +56,9 @@ def first_lines(manifest: Path, limit: int | None, folder: Path) -> Path:
     """Return a manifest of the first `limit` items with absolute paths, or the manifest itself."""
     if limit is None:
         return manifest
-    entries = [
-        json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()
-    ][:limit]
+    entries = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()][:limit]
     short = folder / manifest.name
-    short.write_text(
-        "".join(json.dumps({**e, "audio": str(manifest.parent / e["audio"])}) + "\n" for e in entries)
-    )
+    short.write_text("".join(json.dumps({**e, "audio": str(manifest.parent / e["audio"])}) + "\n" for e in entries))
     return short
 
 
@@ -75,9 +71,7 @@ def markdown(result: dict[str, Any]) -> str:
     for row in result["sets"]:
         model, against, difference = row["model"], row.get("against"), row.get("difference")
         gap = (
-            f"{difference['points']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]"
-            if difference
-            else "-"
+            f"{difference['points']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]" if difference else "-"
         )
         original = f"{against['wer']:.2f}" if against else "-"
         lines.append(
@@ -86,9 +80,7 @@ def markdown(result: dict[str, Any]) -> str:
         )
     lines += ["", "| without speech | seconds | text |", "|---|---:|---|"]
     for clip in result["non_speech"]:
-        lines.append(
-            f"| {clip['name']} | {clip['duration_s']:.0f} | {clip['hypothesis'].strip() or 'none'} |"
-        )
+        lines.append(f"| {clip['name']} | {clip['duration_s']:.0f} | {clip['hypothesis'].strip() or 'none'} |")
     return "\n".join(lines)
 
 
@@ -102,9 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sets", nargs="+", default=list(SETS), metavar="NAME")
     parser.add_argument("--limit", type=int, default=None, help="first N utterances of each set")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--no-vad", action="store_true", help="one window per clip, without the speech detector"
-    )
+    parser.add_argument("--no-vad", action="store_true", help="one window per clip, without the speech detector")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON")
     args = parser.parse_args(arguments)
     console, machine = Console(stderr=True), describe_machine()

@@ -88,9 +88,7 @@ def test_bad_line_names_file_and_line(folder: Path, line: object, message: str) 
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(
-        CompileError, match="no such file or directory; expected a JSON-lines manifest or a folder"
-    ):
+    with pytest.raises(CompileError, match="no such file or directory; expected a JSON-lines manifest or a folder"):
         read_items(tmp_path / "gone.jsonl")
     with pytest.raises(CompileError, match=r"no audio in this folder; expected files ending in .*\.wav"):
         read_items(tmp_path)
@@ -101,9 +99,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_audio_instead_of_manifest(folder: Path) -> None:
     (folder / "noise.wav").write_bytes(b"RIFF\xff\xfe\x00\x80WAVE")
-    with pytest.raises(
-        CompileError, match="not UTF-8 text at byte 4, expected JSON lines .*this is an audio file"
-    ):
+    with pytest.raises(CompileError, match="not UTF-8 text at byte 4, expected JSON lines .*this is an audio file"):
         read_items(folder / "noise.wav")
 
 

@@ -16,8 +16,7 @@ def make_facts() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     encoder = [{"qk": 24 + 8 * (i % 3), "vo": 48 + 8 * (i % 2), "ffn": 1152 + 64 * i} for i in range(4)]
     decoder = [
-        {"self_qk": 32, "self_vo": 56, "cross_qk": 24 + 8 * i, "cross_vo": 48, "ffn": 1280 - 64 * i}
-        for i in range(4)
+        {"self_qk": 32, "self_vo": 56, "cross_qk": 24 + 8 * i, "cross_vo": 48, "ffn": 1280 - 64 * i} for i in range(4)
     ]
     sites = [f"{side}.{i}.{k}" for side, layers in (("encoder", encoder), ("decoder", decoder))
              for i, w in enumerate(layers) for k in w]  # fmt: skip

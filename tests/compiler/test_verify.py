@@ -57,9 +57,7 @@ def test_evaluate_normalises_counts_and_sets_noise_apart(manifest: Path) -> None
 
 def test_corpus_wer_is_jiwers(manifest: Path) -> None:
     utterances = evaluate(hear, read_items(manifest)).utterances
-    expected = jiwer.wer(
-        [u.normalized_reference for u in utterances], [u.normalized_hypothesis for u in utterances]
-    )
+    expected = jiwer.wer([u.normalized_reference for u in utterances], [u.normalized_hypothesis for u in utterances])
     assert Evaluation(utterances).wer == pytest.approx(100 * expected)
 
 
@@ -87,9 +85,7 @@ def test_unlabelled_set_is_an_error(tmp_path: Path) -> None:
 
 def made(errors: list[int], words: int = 10) -> Evaluation:
     return Evaluation(
-        tuple(
-            Utterance(str(i), None, 1.0, 0.1, "r", "h", f"r{i}", "h", e, words) for i, e in enumerate(errors)
-        )
+        tuple(Utterance(str(i), None, 1.0, 0.1, "r", "h", f"r{i}", "h", e, words) for i, e in enumerate(errors))
     )
 
 
@@ -113,9 +109,7 @@ def test_bootstrap_is_paired_seeded_and_has_the_right_width() -> None:
 
 
 def test_bootstrap_needs_the_same_utterances() -> None:
-    with pytest.raises(
-        CompileError, match=r"different utterances \(2 and 3\).*evaluate both on one manifest"
-    ):
+    with pytest.raises(CompileError, match=r"different utterances \(2 and 3\).*evaluate both on one manifest"):
         paired_bootstrap(made([1, 1]), made([1, 1, 1]))
     with pytest.raises(CompileError, match="no reference words"):
         paired_bootstrap(made([1], words=0), made([0], words=0))
@@ -168,9 +162,7 @@ def test_verify_without_speech_detector(manifest: Path, bundles: dict[str, Path]
     assert "against" not in report and "difference" not in report
 
 
-def test_verify_against_a_source(
-    manifest: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verify_against_a_source(manifest: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     (manifest.parent / "model.bin").write_bytes(b"abc")
     sources, reference = ModuleType("sources"), ModuleType("reference")

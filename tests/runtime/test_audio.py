@@ -81,7 +81,9 @@ def test_duration_is_the_headers(tmp_path: Path) -> None:
     assert audio.duration_s(path) == 1.5
 
 
-@pytest.mark.parametrize("read", [audio.load_audio, lambda path: list(audio.stream_audio(path))], ids=["load", "stream"])
+@pytest.mark.parametrize(
+    "read", [audio.load_audio, lambda path: list(audio.stream_audio(path))], ids=["load", "stream"]
+)
 class TestBadFiles:
     def test_missing(self, tmp_path: Path, read: object) -> None:
         with pytest.raises(AudioError, match="no such file"):

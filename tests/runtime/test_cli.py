@@ -72,9 +72,7 @@ def clip(tmp_path):
 
 def bad_files(directory: Path) -> dict[str, Path]:
     """One file per way to be unreadable."""
-    files = {
-        name: directory / f"{name}.wav" for name in ("missing", "empty", "truncated", "text", "nan", "header")
-    }
+    files = {name: directory / f"{name}.wav" for name in ("missing", "empty", "truncated", "text", "nan", "header")}
     files["empty"].write_bytes(b"")
     files["text"].write_text("this is not audio\n" * 100)
     files["truncated"] = directory / "truncated.flac"

@@ -64,15 +64,12 @@ def test_txt_without_speech_is_no_text_at_all():
 
 
 def test_txt_with_timestamps_has_a_line_per_segment():
-    assert (
-        written("txt", SEGMENTS[:1], timestamps=True) == "[00:00:00.000 --> 00:00:01.234] And so, my fellow\n"
-    )
+    assert written("txt", SEGMENTS[:1], timestamps=True) == "[00:00:00.000 --> 00:00:01.234] And so, my fellow\n"
 
 
 def test_srt_numbers_only_what_has_text_and_text_cannot_break_a_block():
     assert written("srt") == (
-        "1\n00:00:00,000 --> 00:00:01,234\nAnd so, my fellow\n\n"
-        "2\n00:00:01,500 --> 01:02:04,000\na <b> & -> c d\n\n"
+        "1\n00:00:00,000 --> 00:00:01,234\nAnd so, my fellow\n\n2\n00:00:01,500 --> 01:02:04,000\na <b> & -> c d\n\n"
     )
 
 
@@ -96,9 +93,7 @@ def test_json_is_one_document():
         "avg_logprob": -0.25,
         "no_speech_prob": 0.01,
     }
-    assert document["segments"][1]["words"] == [
-        {"start_s": 1.5, "end_s": 2.0, "text": "a", "probability": 0.8765}
-    ]
+    assert document["segments"][1]["words"] == [{"start_s": 1.5, "end_s": 2.0, "text": "a", "probability": 0.8765}]
     assert json.loads(written("json", []))["segments"] == []
 
 

@@ -90,8 +90,7 @@ def test_an_utterance_comes_before_the_next_is_heard(speech):
 
 def test_chunk_size_does_not_matter(speech):
     runs = [
-        [(u.start_s, u.end_s, u.text) for u in listen(FakeTranscriber(), chunked(speech, n))]
-        for n in (4000, 8000, 160)
+        [(u.start_s, u.end_s, u.text) for u in listen(FakeTranscriber(), chunked(speech, n))] for n in (4000, 8000, 160)
     ]
     assert runs[0] == runs[1]
     assert np.allclose([u[:2] for u in runs[0]], [u[:2] for u in runs[2]], atol=0.3)

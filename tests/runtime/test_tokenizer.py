@@ -33,7 +33,14 @@ def test_round_trip(tokenizer: Tokenizer, text: str) -> None:
 def test_special_tokens_are_not_text(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.tokens
     text = tokenizer.encode(" yes")
-    noisy = [tokens.sot, tokens.no_timestamps, tokens.timestamp_begin, *text, tokens.timestamp_begin + 50, tokens.eot]
+    noisy = [
+        tokens.sot,
+        tokens.no_timestamps,
+        tokens.timestamp_begin,
+        *text,
+        tokens.timestamp_begin + 50,
+        tokens.eot,
+    ]
     assert tokenizer.decode(noisy) == " yes"
 
 

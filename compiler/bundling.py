@@ -1,0 +1,194 @@
+"""A torch model at any stage -> a bundle, its WER and its size; and the final bundle with manifest and report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whisperfold.compiler.export import decoder_graph, encoder_graph
+from whisperfold.compiler.manifests import read_items
+from whisperfold.compiler.quantize import MatrixError, as_facts, count_bytes, quantize
+from whisperfold.compiler.report import write_report
+from whisperfold.compiler.wer import evaluate
+from whisperfold.models.dims import Widths
+from whisperfold.models.whisper import Whisper
+from whisperfold.runtime.bundle import Bundle, write_bundle
+from whisperfold.runtime.transcribe import Transcriber
+
+if TYPE_CHECKING:
+    from whisperfold.compiler.pipeline import Compile
+
+TOOLS = ("whisperfold", "torch", "peft", "onnx", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage did to accuracy and size."""
+
+    stage: str
+    bytes: int
+    wer: dict[str, float]
+    """Percent, by the name of the set."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The two graphs of a model, ready to be written."""
+
+    files: dict[str, bytes]
+    errors: list[MatrixError]
+    bytes: dict[str, int]
+
+
+def build_graphs(model: Whisper, alignment_heads: list[list[int]], precision: str) -> Graphs:
+    """Export a model, with 8-bit weights where precision is "int8"."""
+    graphs = [encoder_graph(model), decoder_graph(model, alignment_heads)]
+    errors: list[MatrixError] = []
+    if precision == "int8":
+        quantized = [quantize(graph) for graph in graphs]
+        graphs = [graph for graph, _ in quantized]
+        errors = [error for _, found in quantized for error in found]
+    files = {f"{graph.graph.name}.onnx": graph.SerializeToString() for graph in graphs}
+    return Graphs(files, errors, count_bytes(graphs))
+
+
+def estimate_bytes(model: Whisper, run: Compile) -> float:
+    """Return the size in bytes of the bundle that the uncut model would give."""
+    graphs = build_graphs(model, run.checkpoint.alignment_heads, run.config.precision)
+    return sum(map(len, graphs.files.values())) + len(compact_json(run.checkpoint.tokenizer))
+
+
+def compact_json(path: Path) -> bytes:
+    """Return a JSON file without its white space."""
+    return json.dumps(json.loads(path.read_text("utf-8")), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def manifest(model: Whisper, run: Compile, graphs: Graphs, window: str, precision: str) -> dict[str, Any]:
+    """Return everything that the device needs to know, and where it came from."""
+    config, checkpoint = run.config, run.checkpoint
+    max_s = config.max_s if window == "short" else 29.0
+    return {
+        "name": checkpoint.name.rsplit("/", 1)[-1],
+        "source": checkpoint.provenance,
+        "dims": asdict(checkpoint.dims),
+        "widths": model.widths.to_json(),
+        "window": {"kind": window, "tail_s": config.tail_s, "min_s": 1.0, "max_s": max_s},
+        "precision": precision,
+        "tokens": checkpoint.tokens,
+        "alignment_heads": checkpoint.alignment_heads,
+        "quantization": {
+            "scheme": "uint8 per output channel, dynamic activations",
+            "matrices": as_facts(graphs.errors),
+        }
+        if graphs.errors
+        else {},
+        "tools": {"python": platform.python_version(), **{name: version(name) for name in TOOLS}},
+        "config": json.loads(json.dumps(asdict(config))),
+        "bytes": graphs.bytes,
+    }
+
+
+def write_model(
+    path: Path,
+    model: Whisper,
+    run: Compile,
+    window: str,
+    precision: str,
+    extra: dict[str, Any],
+    report: bytes | None = None,
+) -> Bundle:
+    """Export a model and write it as a bundle."""
+    graphs = build_graphs(model, run.checkpoint.alignment_heads, precision)
+    files: dict[str, Path | bytes] = {
+        **graphs.files,
+        "tokenizer.json": compact_json(run.checkpoint.tokenizer),
+    }
+    if report is not None:
+        files["report.html"] = report
+    facts = manifest(model, run, graphs, window, precision)
+    facts["bytes"]["tokenizer"] = len(files["tokenizer.json"])  # type: ignore[arg-type]
+    return write_bundle(path, files, facts | extra)
+
+
+def measure_stage(
+    stages: list[Stage],
+    label: str,
+    model: Whisper,
+    run: Compile,
+    *,
+    precision: str,
+    window: str | None = None,
+) -> None:
+    """Append the WER on every --verify set and the size of a model, unless nothing is to be measured."""
+    if not run.config.verify:
+        return
+    window = window or run.config.window
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.contiguous().numpy().data)
+
+    def work(key: str) -> dict[str, Any]:
+        bundle = write_model(run.work.file("stage-bundle"), model, run, window, precision, {"results": {}})
+        return asdict(measure(label, bundle, run.config.verify, run.work.bar))
+
+    slug = label.split(",")[0].replace(" ", "-")
+    inputs = [digest.hexdigest(), window, precision, run.config.verify]
+    done = run.work.stage(f"verify-{slug}", inputs, work)
+    stage = Stage(**done.facts)
+    run.work.console.print(f"  {label}: {stage.bytes / 1e6:.1f} MB, WER {_shown(stage.wer)}")
+    stages.append(stage)
+
+
+def measure(label: str, bundle: Bundle, sets: tuple[str, ...], bar: Callable[[str, int], Any]) -> Stage:
+    """Return the WER of a bundle on every set: as a user gets it, or window by window where it encodes 30 s."""
+    transcriber = Transcriber.open(bundle.path)
+    short = bundle.window.kind == "short"
+
+    def text(samples: Any) -> str:
+        return str((transcriber.transcribe(samples) if short else transcriber.transcribe_window(samples)).text)
+
+    wer, seconds = {}, 0.0
+    for path in sets:
+        items = read_items(path)
+        with bar(f"  {label} on {Path(path).stem}", len(items)) as advance:
+            evaluation = evaluate(text, items, lambda n, advance=advance: advance(done=n))  # type: ignore[misc]
+        wer[Path(path).stem] = round(float(evaluation.wer or 0.0), 2)
+        seconds += sum(u.latency_s for u in evaluation.utterances)
+    return Stage(label, bundle.size_bytes, wer, round(seconds, 1))
+
+
+def export_bundle(output: Path, model: Whisper, run: Compile, facts: dict[str, Any]) -> Bundle:
+    """Write the final bundle, measure it, and leave its report in it."""
+    config = run.config
+    label = f"bundle, {config.precision}"
+    bundle = write_model(run.work.file("stage-bundle"), model, run, config.window, config.precision, {"results": {}})
+    if config.verify:
+        run.stages.append(measure(label, bundle, config.verify, run.work.bar))
+        run.work.console.print(f"  {label}: {bundle.size_bytes / 1e6:.1f} MB, WER {_shown(run.stages[-1].wer)}")
+    stages = [asdict(stage) for stage in run.stages]
+    results = {"wer": {stage["stage"]: stage["wer"] for stage in stages}, "lessons": facts.pop("lessons")}
+    page = facts | {
+        "name": bundle.name,
+        "source": run.checkpoint.provenance,
+        "widths": model.widths.to_json(),
+        "full_widths": Widths.full(run.checkpoint.dims).to_json(),
+        "stages": stages,
+        "bytes": bundle.manifest["bytes"],
+        "quantization": bundle.manifest["quantization"].get("matrices", []),
+        "config": bundle.manifest["config"],
+        "results": results,
+        "hardware": {"machine": platform.machine(), "system": platform.platform(), "threads": config.threads},
+    }
+    report = write_report(run.work.file("report.html"), page).read_bytes()
+    return write_model(output, model, run, config.window, config.precision, {"results": results}, report)
+
+
+def _shown(wer: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2f} %" for name, value in wer.items())

@@ -1,0 +1,80 @@
+"""The commands `whisperfold compile` and `whisperfold verify`; heavy imports inside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def compile_command(
+    source: Annotated[
+        str | None, typer.Argument(help="Checkpoint: directory, hub id or short name (tiny.en, base).")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Bundle directory to write.")] = None,
+    audio: Annotated[
+        list[str] | None, typer.Option(help="Speech to heal on: JSON lines or a folder; repeatable.")
+    ] = None,
+    speaker: Annotated[str | None, typer.Option(help="Labelled recordings of one person to adapt to.")] = None,
+    verify: Annotated[list[str] | None, typer.Option(help="Set with transcripts to measure after every stage.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="80% of the encoder layers, or a bundle size such as 38MB.")
+    ] = None,
+    window: Annotated[str | None, typer.Option(help="short or full (30 s).")] = None,
+    precision: Annotated[str | None, typer.Option(help="int8 or fp32.")] = None,
+    heal_epochs: Annotated[float | None, typer.Option(help="Passes over the speech; 0 does not heal.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file; flags go before it.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder of stage artefacts; default BUNDLE.work.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+) -> None:
+    """Make a bundle from a Whisper checkpoint; run again, it goes on where it was stopped."""
+    from rich.console import Console
+
+    from whisperfold.compiler.config import load_config
+    from whisperfold.compiler.pipeline import compile_bundle
+
+    flags: dict[str, Any] = {
+        "source": source,
+        "audio": audio or None,
+        "speaker": speaker,
+        "verify": verify or None,
+        "budget": budget,
+        "window": window,
+        "precision": precision,
+        "heal_epochs": heal_epochs,
+        "revision": revision,
+    }
+    settings = load_config(config, **flags)
+    output = output or Path(f"{Path(settings.source).name}.bundle")
+    console = Console(stderr=True)
+    work = work or output.with_name(output.name + ".work")
+    try:
+        bundle = compile_bundle(settings, output, work, console, offline=offline)
+    except KeyboardInterrupt:
+        console.print(f"stopped; the same command goes on from {work}")
+        raise typer.Exit(130) from None
+    console.print(f"{bundle.path}: {bundle.size_bytes / 1e6:.1f} MB, report in {bundle.path / 'report.html'}")
+
+
+def verify_command(
+    bundle: Annotated[Path, typer.Argument(help="Bundle directory.")],
+    set_: Annotated[Path, typer.Option("--set", help="JSON lines with transcripts, or a folder with .txt files.")],
+    against: Annotated[str | None, typer.Option(help="A source or another bundle to compare with.")] = None,
+    vad: Annotated[bool, typer.Option("--vad/--no-vad", help="With the speech detector, as a user gets it.")] = True,
+    threads: Annotated[int | None, typer.Option(help="Threads of onnxruntime.")] = None,
+    worst: Annotated[int, typer.Option(help="Show so many of the worst clips.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a bundle: word error rate, latency, size; two models with a paired bootstrap interval."""
+    from rich.console import Console
+
+    from whisperfold.compiler.verify import print_report, verify
+
+    report = verify(bundle, set_, against, vad=vad, threads=threads, console=Console(stderr=True))
+    if as_json:
+        typer.echo(json.dumps(report, indent=1, ensure_ascii=False))
+    else:
+        print_report(report, Console(), worst)

@@ -1,0 +1,122 @@
+"""What a compile is told to do: TOML file and flags -> frozen dataclasses, checked before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from whisperfold.compiler.adapt import AdaptConfig
+from whisperfold.compiler.budget import parse_budget
+from whisperfold.compiler.heal import HealConfig
+from whisperfold.runtime.errors import ConfigError
+
+WINDOWS = ("short", "full")
+PRECISIONS = ("int8", "fp32")
+
+
+@dataclass(frozen=True)
+class CompileConfig:
+    """One compile; paths in a TOML file are relative to that file."""
+
+    source: str = "tiny.en"
+    """Checkpoint: directory, hub id or short name."""
+    revision: str | None = None
+    """Git revision on the hub; default the newest."""
+    audio: tuple[str, ...] = ()
+    """Manifests or folders of speech to calibrate and heal on; default the few minutes that ship in the package."""
+    speaker: str | None = None
+    """Labelled recordings of one person to adapt to, after healing."""
+    verify: tuple[str, ...] = ()
+    """Manifests with transcripts; the WER after every stage is measured on them."""
+    budget: str = "100%"
+    """What to keep: a share of the encoder layers' parameters (80%) or a bundle size (38MB)."""
+    window: str = "short"
+    """"short": encode what was said and a tail; "full": always 30 s, as the original."""
+    tail_s: float = 0.5
+    """Silence after the speech in a short window, seconds."""
+    max_s: float = 20.0
+    """Longest speech in one window, seconds."""
+    precision: str = "int8"
+    join_s: tuple[float, float] = (2.0, 14.0)
+    """Clips of one speaker are joined until a length drawn from this range, seconds."""
+    every_nth: int = 1
+    """Take every n-th utterance of the second and later audio sets."""
+    max_teacher_wer: float = 0.4
+    """Leave out utterances whose transcript the original misses by more than this."""
+    calibration_utterances: int = 40
+    """Utterances whose second moments are taken."""
+    probe_utterances: int = 6
+    """Utterances on which the sensitivity of each cut is measured."""
+    threads: int = 2
+    """torch threads."""
+    seed: int = 0
+    heal: HealConfig = field(default_factory=HealConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name, value, allowed in (
+            ("window", self.window, WINDOWS),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"{name} = {value!r}: expected one of {', '.join(allowed)}")
+        for name, number, low, high in (
+            ("tail_s", self.tail_s, 0.0, 5.0),
+            ("max_s", self.max_s, 2.0, 29.0),
+            ("every_nth", self.every_nth, 1, 1000),
+            ("heal.epochs", self.heal.epochs, 0, 1000),
+            ("heal.rank", self.heal.rank, 1, 512),
+            ("threads", self.threads, 1, 256),
+        ):
+            if not low <= number <= high:
+                raise ConfigError(f"{name} = {number}: expected {low} to {high}")
+        parse_budget(self.budget)
+
+
+def load_config(path: Path | None, **flags: Any) -> CompileConfig:
+    """Return defaults < file < flags that are not None.
+
+    Args:
+        path: TOML file, or None.
+        **flags: fields of CompileConfig; heal_epochs for heal.epochs.
+
+    Raises:
+        ConfigError: unreadable file, unknown key (with the nearest known one), wrong type or range.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(path.read_text("utf-8"))
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not readable as TOML ({error})") from error
+        for name in ("audio", "verify"):
+            data[name] = [str(path.parent / entry) for entry in data.get(name, [])]
+    heal_epochs = flags.pop("heal_epochs", None)
+    data |= {name: value for name, value in flags.items() if value is not None}
+    if heal_epochs is not None:
+        data["heal"] = data.get("heal", {}) | {"epochs": heal_epochs}
+    return _build(CompileConfig, data, str(path or "flags"))
+
+
+def _build(kind: type[Any], data: dict[str, Any], where: str) -> Any:
+    """Make a dataclass from a table; nested tables become their dataclasses, arrays tuples."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    values = {}
+    for name, value in data.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(fields)}"
+            raise ConfigError(f"{where}: unknown key {name!r}{hint}")
+        default = fields[name].default_factory
+        if isinstance(value, dict) and default is not dataclasses.MISSING:
+            value = _build(default, value, f"{where} [{name}]")  # type: ignore[arg-type]
+        values[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: a value of the wrong type ({error})") from error

@@ -1,0 +1,113 @@
+"""Healing: it heals, it resumes to the same numbers, its batches cover everything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from whisperfold.compiler.adapt import AdaptConfig, adapt
+from whisperfold.compiler.budget import Probe, with_widths
+from whisperfold.compiler.calibrate import Moments
+from whisperfold.compiler.factorize import cut_model
+from whisperfold.compiler.fold import fold
+from whisperfold.compiler.heal import HealConfig, batches, heal, heal_layers, schedule
+from whisperfold.compiler.losses import silence
+from whisperfold.compiler.manifests import Item
+from whisperfold.compiler.teacher import Lesson
+from whisperfold.models.sources import Checkpoint
+from whisperfold.models.whisper import Whisper
+from whisperfold.runtime.errors import CompileError
+
+CONFIG = HealConfig(epochs=3, layer_steps=8, batch_s=40, rank=4, learning_rate=2e-3)
+
+
+@pytest.fixture
+def cut(tiny_model: Whisper, moments: Moments) -> Whisper:
+    """A badly cut model."""
+    return cut_model(tiny_model, moments, with_widths(tiny_model.widths, {"encoder.0.vo": 8, "encoder.1.qk": 8}))
+
+
+def test_healing_heals(
+    cut: Whisper, tiny_model: Whisper, lessons: list[Lesson], tiny: Checkpoint, tmp_path: Path
+) -> None:
+    probe = Probe(tiny_model, lessons, "short", 0.5)
+    before = probe.divergence(cut)
+    seen: list[dict[str, float]] = []
+    heal_layers(tiny_model, cut, lessons, CONFIG, seen.append)
+    by_layer = probe.divergence(cut)
+    assert len(seen) == 8 and seen[-1]["loss_hidden"] < seen[0]["loss_hidden"]
+    heal(cut, lessons, tiny.tokens, CONFIG, tmp_path / "heal.ckpt", report=seen.append)
+    assert by_layer < before
+    assert probe.divergence(fold(cut)) < 0.8 * before
+    assert {"loss_kl", "loss_hidden", "loss_silence"} <= set(seen[8])
+
+
+def test_a_resumed_run_is_the_run_it_was(
+    tiny_model: Whisper,
+    lessons: list[Lesson],
+    tiny: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(checkpoint: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
+        model = Whisper.from_state(tiny_model.dims, tiny_model.state_dict())
+
+        def report(facts: dict[str, Any]) -> None:
+            if facts["step"] == stop_at:
+                raise KeyboardInterrupt
+
+        heal(
+            model,
+            lessons[:6],
+            tiny.tokens,
+            HealConfig(epochs=2, batch_s=20, rank=4),
+            checkpoint,
+            report=report,
+        )
+        return fold(model).state_dict()
+
+    monkeypatch.setattr("whisperfold.compiler.heal.SAVE_EVERY", 2)
+    whole = run(tmp_path / "whole.ckpt", None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed.ckpt", 3)
+    resumed = run(tmp_path / "killed.ckpt", None)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_batches_cover_every_lesson_once(lessons: list[Lesson]) -> None:
+    found = list(batches(lessons, 20, 3))
+    assert sorted(i for batch in found for i in batch) == list(range(len(lessons)))
+    assert found == list(batches(lessons, 20, 3)) != list(batches(lessons, 20, 4))
+
+
+def test_schedule_warms_up_and_ends_at_zero() -> None:
+    factors = [schedule(step, 100) for step in range(100)]
+    assert factors[0] < 0.2 and max(factors) == 1.0 and factors[-1] < 0.01
+
+
+def test_silence_asks_for_no_text(tiny_model: Whisper, tiny: Checkpoint) -> None:
+    loss = silence(tiny_model, np.random.default_rng(0), tiny.tokens, 2, False)
+    assert 5 < float(loss.detach()) < 40  # two cross-entropies of an untrained model over 51,864 classes
+
+
+def test_adapting_learns_the_words(
+    tiny_model: Whisper, lessons: list[Lesson], tiny: Checkpoint, tmp_path: Path
+) -> None:
+    from tokenizers import Tokenizer
+
+    model = Whisper.from_state(tiny_model.dims, tiny_model.state_dict())
+    items = [Item(lesson.utterance.items[0].audio, text="hello world") for lesson in lessons[:4]]
+    losses: list[dict[str, float]] = []
+    config = AdaptConfig(epochs=6, learning_rate=5e-3, replay_share=0.5)
+    tokenizer = Tokenizer.from_file(str(tiny.tokenizer))
+    adapt(model, items, lessons, tokenizer, tiny.tokens, config, report=losses.append)
+    assert losses[-1]["loss_text"] < losses[0]["loss_text"] - 0.5
+    assert any("loss_kl" in facts for facts in losses)
+    unlabelled = [Item(items[0].audio)]
+    with pytest.raises(CompileError, match="no transcript; every recording of --speaker"):
+        adapt(model, unlabelled, lessons, tokenizer, tiny.tokens, config)
