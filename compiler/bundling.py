@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from whisperfold.compiler.export import decoder_graph, encoder_graph
 from whisperfold.compiler.manifests import read_items
+from whisperfold.compiler.parity import check, compare
 from whisperfold.compiler.quantize import MatrixError, as_facts, count_bytes, quantize
 from whisperfold.compiler.report import write_report
 from whisperfold.compiler.wer import evaluate
 from whisperfold.models.dims import Widths
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.bundle import Bundle, write_bundle
+from whisperfold.runtime.decoding import PLAIN_GREEDY
 from whisperfold.runtime.transcribe import Transcriber
 
 if TYPE_CHECKING:
     from whisperfold.compiler.pipeline import Compile
+    from whisperfold.compiler.teacher import Lesson
 
+PARITY_LESSONS = 4
 TOOLS = ("whisperfold", "torch", "peft", "onnx", "onnxruntime", "numpy")
 
 
@@ -147,12 +151,14 @@ def measure_stage(
 
 
 def measure(label: str, bundle: Bundle, sets: tuple[str, ...], bar: Callable[[str, int], Any]) -> Stage:
-    """Return the WER of a bundle on every set: as a user gets it, or window by window where it encodes 30 s."""
+    """Return the WER of a bundle on every set: as a user gets it, or where it encodes 30 s as the original."""
     transcriber = Transcriber.open(bundle.path)
     short = bundle.window.kind == "short"
 
     def text(samples: Any) -> str:
-        return str((transcriber.transcribe(samples) if short else transcriber.transcribe_window(samples)).text)
+        if short:
+            return transcriber.transcribe(samples).text
+        return transcriber.transcribe_window(samples, PLAIN_GREEDY).text
 
     wer, seconds = {}, 0.0
     for path in sets:
@@ -164,16 +170,38 @@ def measure(label: str, bundle: Bundle, sets: tuple[str, ...], bar: Callable[[st
     return Stage(label, bundle.size_bytes, wer, round(seconds, 1))
 
 
-def export_bundle(output: Path, model: Whisper, run: Compile, facts: dict[str, Any]) -> Bundle:
-    """Write the final bundle, measure it, and leave its report in it."""
+def check_parity(model: Whisper, run: Compile, lessons: list[Lesson]) -> dict[str, float]:
+    """Compare fp32 graphs (which must be equal) and those of the bundle with torch; return what was found.
+
+    Raises:
+        CompileError: the fp32 graphs are not the model.
+    """
+    config, heads = run.config, run.checkpoint.alignment_heads
+    exact = compare(model, build_graphs(model, heads, "fp32").files, lessons, config.window, config.tail_s)
+    check(exact)
+    found = {"fp32_max_logit_difference": round(exact.max_difference, 7)}
+    if config.precision == "int8":
+        near = compare(model, build_graphs(model, heads, "int8").files, lessons, config.window, config.tail_s)
+        found["int8_kl_nats_per_token"] = round(near.kl, 6)
+    return found
+
+
+def export_bundle(output: Path, model: Whisper, run: Compile, lessons: list[Lesson], facts: dict[str, Any]) -> Bundle:
+    """Check the graphs, write the final bundle, measure it, and leave its report in it."""
     config = run.config
+    parity = check_parity(model, run, lessons[:PARITY_LESSONS])
+    run.work.console.print("  graphs against torch: " + ", ".join(f"{k} {v:.2g}" for k, v in parity.items()))
     label = f"bundle, {config.precision}"
     bundle = write_model(run.work.file("stage-bundle"), model, run, config.window, config.precision, {"results": {}})
     if config.verify:
         run.stages.append(measure(label, bundle, config.verify, run.work.bar))
         run.work.console.print(f"  {label}: {bundle.size_bytes / 1e6:.1f} MB, WER {_shown(run.stages[-1].wer)}")
     stages = [asdict(stage) for stage in run.stages]
-    results = {"wer": {stage["stage"]: stage["wer"] for stage in stages}, "lessons": facts.pop("lessons")}
+    results = {
+        "wer": {stage["stage"]: stage["wer"] for stage in stages},
+        "parity": parity,
+        "lessons": facts.pop("lessons"),
+    }
     page = facts | {
         "name": bundle.name,
         "source": run.checkpoint.provenance,

@@ -64,6 +64,9 @@ def verify_command(
     set_: Annotated[Path, typer.Option("--set", help="JSON lines with transcripts, or a folder with .txt files.")],
     against: Annotated[str | None, typer.Option(help="A source or another bundle to compare with.")] = None,
     vad: Annotated[bool, typer.Option("--vad/--no-vad", help="With the speech detector, as a user gets it.")] = True,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Greedy, one window per clip, no fallback and guards: for parity.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="Threads of onnxruntime.")] = None,
     worst: Annotated[int, typer.Option(help="Show so many of the worst clips.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -73,7 +76,7 @@ def verify_command(
 
     from whisperfold.compiler.verify import print_report, verify
 
-    report = verify(bundle, set_, against, vad=vad, threads=threads, console=Console(stderr=True))
+    report = verify(bundle, set_, against, vad=vad, plain=plain, threads=threads, console=Console(stderr=True))
     if as_json:
         typer.echo(json.dumps(report, indent=1, ensure_ascii=False))
     else:

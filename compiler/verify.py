@@ -22,6 +22,7 @@ from whisperfold.compiler.manifests import Item, read_items
 from whisperfold.compiler.wer import Evaluation, Transcribe, Utterance, evaluate, paired_bootstrap
 from whisperfold.runtime.audio import SAMPLE_RATE
 from whisperfold.runtime.bundle import Bundle
+from whisperfold.runtime.decoding import PLAIN_GREEDY
 from whisperfold.runtime.transcribe import Transcriber
 
 __all__ = ["Evaluation", "Utterance", "evaluate", "paired_bootstrap", "print_report", "verify"]
@@ -37,6 +38,7 @@ def verify(
     against: str | Path | None = None,
     *,
     vad: bool = True,
+    plain: bool = False,
     threads: int | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def verify(
         against: another bundle directory, or a source (short name, hub id, checkpoint directory) whose
             original model is run in torch on its 30 s window.
         vad: True measures what a user gets; False one window per clip, without the speech detector.
+        plain: one window per clip, greedy without fallback and guards: what parity is measured with.
         threads: of onnxruntime, None for its default.
         console: shows progress, None for none.
 
@@ -56,11 +59,11 @@ def verify(
         JSON-ready; the last two only with `against`.
     """
     items = read_items(manifest)
-    model, evaluation = _measure(_bundle_model(bundle_path, vad, threads), items, console)
-    report: dict[str, Any] = {"set": str(manifest), "vad": vad, "model": model}
+    model, evaluation = _measure(_bundle_model(bundle_path, vad, plain, threads), items, console)
+    report: dict[str, Any] = {"set": str(manifest), "vad": vad and not plain, "model": model}
     if against is not None:
         is_bundle = (Path(against) / "manifest.json").is_file()
-        other = _bundle_model(against, vad, threads) if is_bundle else _source_model(against)
+        other = _bundle_model(against, vad, plain, threads) if is_bundle else _source_model(against)
         report["against"], baseline = _measure(other, items, console)
         if evaluation.wer is not None:
             difference, low, high = paired_bootstrap(evaluation, baseline)
@@ -81,13 +84,15 @@ class _Model:
     transcribe: Transcribe
 
 
-def _bundle_model(path: str | Path, vad: bool, threads: int | None) -> _Model:
+def _bundle_model(path: str | Path, vad: bool, plain: bool, threads: int | None) -> _Model:
     """Open a bundle the way a user does."""
     bundle = Bundle.open(Path(path))
     transcriber = Transcriber.open(bundle.path, threads=threads)
 
     def transcribe(samples: np.ndarray) -> str:
-        return (transcriber.transcribe(samples) if vad else transcriber.transcribe_window(samples)).text
+        if vad and not plain:
+            return transcriber.transcribe(samples).text
+        return transcriber.transcribe_window(samples, PLAIN_GREEDY if plain else None).text
 
     files = sum(entry.stat().st_size for entry in bundle.path.rglob("*") if entry.is_file())
     name = f"{bundle.manifest.get('name', bundle.path.name)} ({bundle.manifest.get('precision', '?')} bundle)"

@@ -86,6 +86,12 @@ class DecodingOptions:
         return replace(self, **overrides)
 
 
+PLAIN_GREEDY = DecodingOptions(
+    temperatures=(0.0,), no_speech_threshold=1.0, blank_threshold=1.0, max_tokens_per_s=1000.0, loop_guard=False
+)
+"""The bare search, without fallback and guards: parity with the original is measured with it."""
+
+
 @dataclass(frozen=True)
 class DecodingResult:
     """One window's transcript."""

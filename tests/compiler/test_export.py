@@ -12,8 +12,11 @@ from whisperfold.compiler.budget import with_widths
 from whisperfold.compiler.bundling import build_graphs
 from whisperfold.compiler.calibrate import Moments
 from whisperfold.compiler.factorize import cut_model
+from whisperfold.compiler.parity import check, compare
 from whisperfold.compiler.quantize import quantize, quantize_columns, relative_error
+from whisperfold.compiler.teacher import Lesson
 from whisperfold.models.whisper import Whisper
+from whisperfold.runtime.errors import CompileError
 
 HEADS = [[0, 0], [0, 1]]
 
@@ -110,3 +113,12 @@ def test_a_matrix_that_would_lose_too_much_stays_float(cut: Whisper) -> None:
     floats = {t.name for t in quantized.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     assert len(kept) == len(errors) - 4 and kept <= floats
     ort.InferenceSession(quantized.SerializeToString())
+
+
+def test_a_wrong_graph_is_refused(cut: Whisper, tiny_model: Whisper, lessons: list[Lesson]) -> None:
+    files = build_graphs(cut, HEADS, "fp32").files
+    good = compare(cut, files, lessons[:2], "short", 0.5)
+    check(good)
+    assert good.kl == pytest.approx(0, abs=1e-5)
+    with pytest.raises(CompileError, match="logits differ by .* from torch, expected at most 0.001"):
+        check(compare(tiny_model, build_graphs(tiny_model, HEADS, "int8").files, lessons[:2], "short", 0.5))
