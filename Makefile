@@ -41,7 +41,7 @@ bench: $(VENV)/.stamp-bench
 	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
 
 bundle: $(VENV)/.stamp-dev
-	$(BIN)/whisperfold compile --config $(BUNDLE_CONFIG) -o $(BUNDLE_DIR)
+	$(BIN)/whisperfold compile --config $(BUNDLE_CONFIG) -o $(BUNDLE_DIR) --work .work/tiny.en
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "whisperfold needs Python 3.11 or newer, found " + sys.version.split()[0] + "; run make PYTHON=/path/to/python3.11")'

@@ -1,12 +1,14 @@
 """The compiler's flow: checkpoint -> twins -> healed -> (adapted) -> folded -> ONNX bundle (verified).
 
-teach      the original at 30 s says what the speech is                          teacher.safetensors
-calibrate  second moments of the original at the windows that will be used       moments.safetensors
-measure    the KL of each candidate cut (only where a budget asks for cuts)      measure.json
-factorize  budget -> widths -> cut model                                         cut.safetensors
-heal       layer by layer, then end to end with LoRA, folded                     healed.safetensors
-adapt      one speaker's recordings with replay, folded (only with --speaker)    adapted.safetensors
-export     graphs, 8-bit weights, bundle                                         the bundle
+Each stage leaves its artefact in the work folder; one whose inputs are unchanged is skipped.
+
+    teach      the original at 30 s says what the speech is                          teacher.safetensors
+    calibrate  second moments of the original at the windows that will be used       moments.safetensors
+    measure    the KL of each candidate cut (only where a budget asks for cuts)      measure.json
+    factorize  budget -> widths -> cut model                                         cut.safetensors
+    heal       layer by layer, then end to end with LoRA, folded                     healed.safetensors
+    adapt      one speaker's recordings with replay, folded (only with --speaker)    adapted.safetensors
+    export     graphs (checked against torch), 8-bit weights, bundle, report         the bundle
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ def compile_bundle(
         "heal": healing.facts.get("curve", []),
         "lessons": taught.facts,
     }
-    return bundling.export_bundle(output, healed, run, facts)
+    return bundling.export_bundle(output, healed, run, lessons, facts)
 
 
 def _utterances(config: CompileConfig) -> list[Utterance]:

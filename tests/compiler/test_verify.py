@@ -17,6 +17,7 @@ from whisperfold.compiler import verify as verify_module
 from whisperfold.compiler.manifests import Item, read_items
 from whisperfold.compiler.verify import print_report, verify
 from whisperfold.compiler.wer import Evaluation, Utterance, evaluate, paired_bootstrap, word_errors
+from whisperfold.runtime.decoding import DecodingOptions
 from whisperfold.runtime.errors import CompileError
 
 TEXTS = ["Mr. Hale couldn't go!", "the colour of twenty five apples", "", "red green blue grey"]
@@ -124,8 +125,8 @@ class StandIn:
     def transcribe(self, samples: np.ndarray) -> Any:
         return SimpleNamespace(text=self.texts[len(samples) // 1600 - 1])
 
-    def transcribe_window(self, samples: np.ndarray) -> Any:
-        return SimpleNamespace(text="window")
+    def transcribe_window(self, samples: np.ndarray, options: DecodingOptions | None) -> Any:
+        return SimpleNamespace(text="window" if options is None else "plain window")
 
 
 @pytest.fixture
@@ -160,6 +161,8 @@ def test_verify_without_speech_detector(manifest: Path, bundles: dict[str, Path]
     report = verify(bundles["good"], manifest, vad=False)
     assert {clip["hypothesis"] for clip in report["model"]["clips"]} == {"window"}
     assert "against" not in report and "difference" not in report
+    report = verify(bundles["good"], manifest, plain=True)
+    assert {clip["hypothesis"] for clip in report["model"]["clips"]} == {"plain window"} and not report["vad"]
 
 
 def test_verify_against_a_source(manifest: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
