@@ -6,7 +6,6 @@ lessons (losses.distillation). The device does the same without torch (issue "En
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +13,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from whisperfold.compiler.heal import TAIL_S, attach_adapters, schedule, update
+from whisperfold.compiler.heal import TAIL_S, Progress, attach_adapters, schedule, update
 from whisperfold.compiler.losses import distillation, transcripts
 from whisperfold.compiler.manifests import Item
 from whisperfold.compiler.teacher import Lesson, prompt
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.errors import CompileError
-
-Progress = Callable[[dict[str, float]], None]
 
 
 @dataclass(frozen=True)

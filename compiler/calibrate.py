@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from whisperfold.compiler.teacher import FRAMES_PER_S, Lesson, mel_window
+from whisperfold.compiler.teacher import FRAMES_PER_S, N_SAMPLES, Lesson, mel_window
 from whisperfold.models.whisper import Attention, FeedForward, Whisper, causal_mask
 from whisperfold.runtime.audio import SAMPLE_RATE
 
@@ -35,7 +35,7 @@ def short_window(samples_s: float, tail_s: float) -> int:
 
 def window_of(lesson: Lesson, kind: str, tail_s: float) -> int:
     """Return the samples of the lesson's window: 30 s where kind is "full", else the speech and a tail."""
-    return 30 * SAMPLE_RATE if kind == "full" else short_window(len(lesson.samples) / SAMPLE_RATE, tail_s)
+    return N_SAMPLES if kind == "full" else short_window(len(lesson.samples) / SAMPLE_RATE, tail_s)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from whisperfold.compiler.calibrate import short_window
-from whisperfold.compiler.teacher import Lesson, mel_window, prompt
+from whisperfold.compiler.teacher import N_SAMPLES, Lesson, mel_window, prompt
 from whisperfold.compiler.utterances import add_noise, non_speech
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.audio import SAMPLE_RATE
@@ -43,7 +43,7 @@ def make_batch(
 ) -> Batch:
     """Pad audio to its longest clip and a tail (30 s where full), sequences to the longest; the last is a label."""
     longest_s = max(len(samples) for samples in audio) / SAMPLE_RATE
-    n_samples = 30 * SAMPLE_RATE if full else short_window(longest_s, tail_s)
+    n_samples = N_SAMPLES if full else short_window(longest_s, tail_s)
     mel = torch.stack([mel_window(samples, n_samples, n_mels) for samples in audio])
     n = max(len(sequence) for sequence in sequences) - 1
     tokens = torch.full((len(sequences), n), eot)

@@ -65,7 +65,6 @@ def quantize(model: onnx.ModelProto, max_error: float = 0.05) -> tuple[onnx.Mode
             stored |= {name: quantized, f"{name}.scale": scale, f"{name}.zero_point": zero_points}
     nodes = _rewrite(model, stored, weights)
     kept = {name: array for name, array in weights.items() if name not in stored}
-    kept.pop("", None)
     halves, casts = _halve(kept)
     initializers = [numpy_helper.from_array(array, name) for name, array in {**kept, **halves, **stored}.items()]
     used = {name for node in [*nodes, *casts] for name in node.input}

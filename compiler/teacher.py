@@ -110,6 +110,7 @@ def teach(
     Returns:
         Counts: utterances, kept, seconds.
     """
+    model = Whisper.from_state(checkpoint.dims, checkpoint.state)
     parts = []
     for begin in range(0, len(utterances), PART):
         part = path.with_name(f"{path.stem}-{key}-{begin}.part")
@@ -119,7 +120,7 @@ def teach(
             for _ in chosen:
                 advance()
             continue
-        tensors = _teach_part(checkpoint, chosen, begin, max_teacher_wer, seed, advance)
+        tensors = _teach_part(model, checkpoint, chosen, begin, max_teacher_wer, seed, advance)
         save_file(tensors, part.with_suffix(".tmp"))
         os.replace(part.with_suffix(".tmp"), part)
     tensors = {name: tensor for part in parts for name, tensor in load_file(part).items()}
@@ -132,6 +133,7 @@ def teach(
 
 @torch.no_grad()
 def _teach_part(
+    model: Whisper,
     checkpoint: Checkpoint,
     utterances: list[Utterance],
     first: int,
@@ -140,7 +142,6 @@ def _teach_part(
     advance: Callable[[], None],
 ) -> dict[str, Tensor]:
     """Return the tensors of utterances numbered from first on."""
-    model = Whisper.from_state(checkpoint.dims, checkpoint.state)
     tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer))
     normalise = EnglishTextNormalizer()
     tensors: dict[str, Tensor] = {}
