@@ -62,6 +62,20 @@ def mel_filters(n_mels: int = 80) -> np.ndarray:
     return filters
 
 
+@lru_cache(maxsize=4)
+def _bands(n_mels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The filterbank without its zeros (391 of 16,080 weights are left of 80 filters).
+
+    Returns:
+        bins int64 (n,), weights float32 (n, 1), and where each filter starts among them, int64 (n_mels,).
+    """
+    rows = [np.flatnonzero(row) if row.any() else np.zeros(1, np.int64) for row in mel_filters(n_mels)]
+    bins = np.concatenate(rows)
+    weights = np.concatenate([mel_filters(n_mels)[i, row] for i, row in enumerate(rows)])
+    starts = np.cumsum([0, *(row.size for row in rows[:-1])])
+    return bins, weights[:, None], starts
+
+
 @lru_cache(maxsize=1)
 def _hann() -> np.ndarray:
     """Periodic Hann window, float32 (N_FFT,)."""
@@ -90,12 +104,13 @@ def log10_frames(padded: np.ndarray, n_frames: int, n_mels: int) -> np.ndarray:
     if n_frames == 0:
         return out
     frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP_LENGTH]
-    filters = mel_filters(n_mels).T
+    bins, weights, starts = _bands(n_mels)
     for first in range(0, n_frames, _BATCH_FRAMES):
         last = min(first + _BATCH_FRAMES, n_frames)
         spectrum = np.fft.rfft(frames[first:last] * _hann(), axis=-1)
         power = spectrum.real**2 + spectrum.imag**2
-        np.matmul(power, filters, out=out[first:last])
+        # No matrix product: BLAS threads spin for tens of ms after one, and the encoder took 45 ms instead of 26.
+        out[first:last] = np.add.reduceat(power.T[bins] * weights, starts, axis=0).T
     np.maximum(out, 1e-10, out=out)
     return np.log10(out, out=out)
 
