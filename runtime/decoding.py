@@ -19,7 +19,9 @@ import numpy as np
 from whisperfold.runtime.errors import ConfigError
 from whisperfold.runtime.filters import LogitFilter, log_sum_exp
 from whisperfold.runtime.guards import compression_ratio, find_loop, max_tokens
+from whisperfold.runtime.hotwords import HotwordBias
 from whisperfold.runtime.session import CrossCache, Engine, KVCache
+from whisperfold.runtime.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,12 @@ class DecodingOptions:
     """Beams at temperature 0; 1 is greedy."""
     prompt: str | None = None
     """Text said before, or words to expect."""
-    prefix: str | None = None
-    """Text that the transcript of this window must start with."""
+    prefix: str | tuple[int, ...] | None = None
+    """Text, or text tokens, that the transcript of this window must start with."""
+    hotwords: tuple[str, ...] = ()
+    """Names and terms to prefer, as they should be spelled."""
+    hotword_boost: float = 2.0
+    """Added to the logits that go on with a hot word, nats."""
     compression_ratio_threshold: float = 2.4
     """Above: repetition, next temperature."""
     logprob_threshold: float = -1.0
@@ -242,16 +248,25 @@ def _new_search(
     if options.prompt and options.prompt.strip():
         words = tokenizer.encode(" " + options.prompt.strip())[-(half - 1) :]
         initial = [engine.tokens.sot_prev, *words, *initial]
-    prefix = tokenizer.encode(" " + options.prefix.strip()) if options.prefix and options.prefix.strip() else []
-    prefix = prefix[: half - len(tokenizer.sot_sequence(language, options.task))]
+    prefix = _prefix_tokens(tokenizer, options.prefix)[: half - len(tokenizer.sot_sequence(language, options.task))]
     window_s = cross.n_audio_positions * 0.02
     rate = max_tokens(
         audio_s if audio_s is not None else window_s, options.max_tokens_per_s, options.extra_tokens, half
     )
     room = engine.dims.n_text_ctx - len(initial) - len(prefix)
-    logit_filter = LogitFilter(engine.tokens, engine.dims.n_vocab, options.timestamps, audio_s=window_s)
+    bias = HotwordBias(options.hotwords, tokenizer, options.hotword_boost) if options.hotwords else None
+    logit_filter = LogitFilter(
+        engine.tokens, engine.dims.n_vocab, options.timestamps, audio_s=window_s, hotwords=bias
+    )
     limit = max(1, min(rate - len(prefix), half, room))
     return _Search(engine, cross, initial, prefix, logit_filter, limit, options)
+
+
+def _prefix_tokens(tokenizer: Tokenizer, prefix: str | tuple[int, ...] | None) -> list[int]:
+    """Text is encoded as it would stand in a transcript, with a leading space."""
+    if isinstance(prefix, str):
+        return tokenizer.encode(" " + prefix.strip()) if prefix.strip() else []
+    return list(prefix or ())
 
 
 def _attempt(search: _Search, temperature: float) -> _Attempt:

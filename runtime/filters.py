@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from whisperfold.runtime.bundle import Tokens
+from whisperfold.runtime.hotwords import HotwordBias
 from whisperfold.runtime.tokenizer import TIMESTAMP_S
 
 _NEVER = np.float32(-np.inf)
@@ -33,6 +34,7 @@ class LogitFilter:
         timestamps: bool = False,
         max_initial_timestamp_s: float = 1.0,
         audio_s: float = 30.0,
+        hotwords: HotwordBias | None = None,
     ) -> None:
         """Precompute the biases.
 
@@ -42,8 +44,10 @@ class LogitFilter:
             timestamps: apply the timestamp rules; otherwise timestamps are suppressed.
             max_initial_timestamp_s: the first segment starts at most this late.
             audio_s: length of the window: later timestamps are suppressed.
+            hotwords: words to prefer.
         """
         self._tokens = tokens
+        self._hotwords = hotwords
         self._timestamps = timestamps
         self._max_initial = tokens.timestamp_begin + round(max_initial_timestamp_s / TIMESTAMP_S)
         bias = np.zeros(n_vocab, np.float32)
@@ -78,6 +82,8 @@ class LogitFilter:
             The same array.
         """
         logits += self._bias if sampled else self._begin_bias
+        if self._hotwords is not None:
+            self._hotwords.apply(logits, sampled)
         if self._timestamps:
             self._apply_timestamp_rules(logits, sampled)
         return logits

@@ -18,6 +18,7 @@ from whisperfold.runtime.errors import ConfigError
 from whisperfold.runtime.mel import MelStream, log_mel
 from whisperfold.runtime.segments import window_segments
 from whisperfold.runtime.session import Engine
+from whisperfold.runtime.stream import StreamingSession, StreamOptions
 from whisperfold.runtime.transcript import Segment, Transcription, Word
 from whisperfold.runtime.windows import AudioWindow, cut_windows, max_samples, pad, padded_samples
 
@@ -112,6 +113,18 @@ class Transcriber:
     def session(self, *, word_timestamps: bool = False, **options: Any) -> Session:
         """Return the state of one utterance; options as `transcribe`."""
         return Session(self, self.options(word_timestamps, **options))
+
+    def stream(self, options: StreamOptions | None = None, **decoding: Any) -> StreamingSession:
+        """Return the state of one live stream.
+
+        Args:
+            options: when words are committed and utterances end.
+            **decoding: fields of `DecodingOptions`.
+
+        Raises:
+            ConfigError: unknown or impossible option.
+        """
+        return StreamingSession(self, options, self.options(**decoding))
 
     def options(self, word_timestamps: bool = False, **options: Any) -> DecodingOptions:
         """Return decoding options, checked against this bundle before any audio is read."""

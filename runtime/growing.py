@@ -1,0 +1,174 @@
+"""A window that grows while its speaker talks: audio and mel, the last hypothesis, what is committed.
+
+    committed tokens --forced--> decoder --> hypothesis = committed + tentative
+
+The committed tokens start every later hypothesis, so they cannot change. A window that has become long is cut at the
+quietest boundary between two committed words: the words before it are closed, those after it start the next
+window. So an hour without a pause costs as much per second as a minute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from whisperfold.runtime.agreement import agreed_tokens, tokens_before_frontier, whole_words, without_marks
+from whisperfold.runtime.audio import SAMPLE_RATE
+from whisperfold.runtime.decoding import DecodingOptions, DecodingResult, decode
+from whisperfold.runtime.mel import MelStream
+from whisperfold.runtime.session import Engine
+from whisperfold.runtime.timing import word_timestamps
+from whisperfold.runtime.transcript import Word
+from whisperfold.runtime.windows import padded_samples, quietest_sample
+
+_POSITION_SAMPLES = 320
+"""Samples per position of the encoder's output: 20 ms."""
+_CUT_SEARCH_S = 0.15
+"""A cut may lie this far from the time that the attention gives for a word boundary."""
+
+
+class GrowingWindow:
+    """One window of one utterance."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        start: int,
+        committed: tuple[int, ...] = (),
+        logprobs: tuple[float, ...] = (),
+    ) -> None:
+        """Start empty.
+
+        Args:
+            engine: the bundle's sessions.
+            start: sample number of its first sample in the stream.
+            committed: tokens of words that it begins with, and that are committed already.
+            logprobs: of these tokens.
+        """
+        self.start = start
+        self.committed = committed
+        self.logprobs = logprobs
+        self.result: DecodingResult | None = None
+        self._engine = engine
+        self._mel = MelStream(engine.dims.n_mels)
+        self._samples = np.empty(0, np.float32)
+        self._tail: tuple[int, ...] = ()  # tokens of the last hypothesis after the committed ones
+        self._previous: tuple[int, ...] = ()  # the same of the hypothesis before
+        self._n_judged = 0  # samples that the last hypothesis has heard
+
+    @property
+    def n_samples(self) -> int:
+        """Samples heard."""
+        return self._samples.size
+
+    @property
+    def n_new(self) -> int:
+        """Samples heard since the last hypothesis."""
+        return self._samples.size - self._n_judged
+
+    @property
+    def text(self) -> str:
+        """What is committed."""
+        return self._engine.tokenizer.decode(self.committed).strip()
+
+    @property
+    def tentative(self) -> str:
+        """What the last hypothesis adds to it."""
+        whole = self._engine.tokenizer.decode(self.committed + self._tail).strip()
+        return whole[len(self.text) :].strip()
+
+    @property
+    def language(self) -> str:
+        """Of the last hypothesis."""
+        return self.result.language if self.result is not None else "en"
+
+    def hear(self, samples: np.ndarray) -> None:
+        """Take float32 (n,) samples at 16 kHz."""
+        self._mel.push(samples)
+        self._samples = np.concatenate([self._samples, samples])
+
+    def hypothesise(self, options: DecodingOptions) -> None:
+        """Decode all of the window; a hypothesis that the guards refuse adds nothing."""
+        n, engine = self.n_samples, self._engine
+        mel = self._mel.window(padded_samples(n, engine.bundle.window) - n)
+        result = decode(engine, mel, options.changed(prefix=self.committed or None), n / SAMPLE_RATE)
+        self._n_judged = n
+        self._previous, self._tail = self._tail, ()
+        if result.stop in ("eot", "limit") and len(result.tokens) >= len(self.committed):
+            self.result, self._tail = result, result.tokens[len(self.committed) :]
+
+    def commit_agreed(self) -> None:
+        """Commit what the last two hypotheses share."""
+        n = agreed_tokens(self._previous, self._tail)
+        self._commit(whole_words(self._tail, n, self._engine.tokenizer, self.language))
+
+    def commit_before(self, margin_s: float) -> None:
+        """Commit what attends to audio older than margin_s."""
+        if self.result is None or self.result.cross_attention is None or not self._tail:
+            return
+        n_positions = self.n_samples // _POSITION_SAMPLES
+        rows = self.result.cross_attention[:, len(self.committed) : len(self.committed) + len(self._tail), :n_positions]
+        n = tokens_before_frontier(rows, n_positions - round(margin_s * SAMPLE_RATE / _POSITION_SAMPLES))
+        self._commit(whole_words(self._tail, n, self._engine.tokenizer, self.language))
+
+    def commit_words(self) -> None:
+        """Commit all words, leave the marks at the end: the speaker pauses and may go on."""
+        self._commit(without_marks(self._tail, self._engine.tokenizer, self.language))
+
+    def commit_all(self) -> None:
+        """Commit the whole hypothesis."""
+        self._commit(len(self._tail))
+
+    def words(self) -> list[Word]:
+        """Return the committed words, times in seconds from the start of the stream; empty without attention."""
+        if self.result is None or not self.committed:
+            return []
+        known = replace(self.result, tokens=self.committed, token_logprobs=self.logprobs)
+        offset_s = self.start / SAMPLE_RATE
+        return [
+            replace(word, start_s=word.start_s + offset_s, end_s=word.end_s + offset_s)
+            for word in word_timestamps(known, self._engine.tokenizer, self.n_samples / SAMPLE_RATE)
+        ]
+
+    def cut(self) -> tuple[list[Word], GrowingWindow] | None:
+        """Cut between two committed words.
+
+        Returns:
+            The words before the cut, and the window after it; None when there is no boundary to cut at.
+        """
+        words = self.words()
+        best: tuple[float, int, int] | None = None  # power, sample number, words before it
+        for i in range(len(words) // 2, len(words) - 1):
+            at = round((words[i].end_s + words[i + 1].start_s) / 2 * SAMPLE_RATE) - self.start
+            first = max(0, at - round(_CUT_SEARCH_S * SAMPLE_RATE))
+            span = self._samples[first : at + round(_CUT_SEARCH_S * SAMPLE_RATE)]
+            if span.size < SAMPLE_RATE // 5:
+                continue
+            sample = first + quietest_sample(span, 0)
+            around = self._samples[max(0, sample - 800) : sample + 800]
+            candidate = (float(np.square(around).mean()), sample, i + 1)
+            best = candidate if best is None or candidate < best else best
+        if best is None:
+            return None
+        _, sample, n_words = best
+        n_tokens = self._tokens_of("".join(word.text for word in words[:n_words]))
+        after = GrowingWindow(
+            self._engine, self.start + sample, self.committed[n_tokens:], self.logprobs[n_tokens:]
+        )
+        after.hear(self._samples[sample:])
+        after._tail, after._n_judged = self._tail, after.n_samples - self.n_new
+        self.committed, self.logprobs = self.committed[:n_tokens], self.logprobs[:n_tokens]
+        return words[:n_words], after
+
+    def _tokens_of(self, text: str) -> int:
+        """How many committed tokens make up the text that they begin with."""
+        decode_text = self._engine.tokenizer.decode
+        return next(n for n in range(len(self.committed) + 1) if len(decode_text(self.committed[:n])) >= len(text))
+
+    def _commit(self, n_tokens: int) -> None:
+        """Move tokens from the tail to what is committed."""
+        if self.result is not None and n_tokens:
+            first = len(self.committed)
+            self.logprobs += self.result.token_logprobs[first : first + n_tokens]
+        self.committed, self._tail = self.committed + self._tail[:n_tokens], self._tail[n_tokens:]

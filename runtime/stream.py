@@ -1,0 +1,338 @@
+"""Live audio -> committed and tentative text.
+
+    chunk -> VAD -> growing window -> hypothesis -> commit what is stable -> endpoint -> final
+
+Committed text never changes. Three things commit words: a policy while the speaker talks (agreement.py), a short
+pause (all words so far, the marks at the end excepted), and the end of the utterance (everything). An utterance ends
+soon when its text ends a sentence, and later when it does not.
+
+A backlog given as one chunk costs one hypothesis: partial text is skipped first, final text never.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from whisperfold.runtime.agreement import POLICIES, ends_sentence
+from whisperfold.runtime.audio import SAMPLE_RATE, check_samples
+from whisperfold.runtime.decoding import DecodingOptions
+from whisperfold.runtime.errors import ConfigError
+from whisperfold.runtime.growing import GrowingWindow
+from whisperfold.runtime.transcript import Word
+from whisperfold.runtime.vad import VadOptions, VoiceDetector
+from whisperfold.runtime.windows import PAD_BEFORE_S, max_samples
+
+if TYPE_CHECKING:
+    from whisperfold.runtime.transcribe import Transcriber
+
+_STEP_SAMPLES = SAMPLE_RATE // 20
+"""Pauses are looked for this often, 50 ms."""
+_RECENT_SAMPLES = SAMPLE_RATE
+"""Audio kept from before the speech: a start is reported 0.3 s late, and padded."""
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """When hypotheses are made, words committed and utterances ended."""
+
+    policy: str = "local-agreement"
+    """What commits words while the speaker talks: "local-agreement" or "attention-frontier"."""
+    step_s: float = 0.3
+    """Least new audio between two hypotheses."""
+    load: float = 0.25
+    """Most time spent on partial hypotheses, per second of audio: a slow device makes fewer."""
+    frontier_s: float = 0.4
+    """attention-frontier: words that attend to newer audio than this wait."""
+    pause_s: float = 0.2
+    """Quiet that commits all words so far; 0 leaves it to the policy."""
+    sentence_end_s: float = 0.2
+    """Quiet after which an utterance is over when its text ends a sentence."""
+    utterance_end_s: float = 0.8
+    """Quiet after which an utterance is over in any case."""
+    window_s: float = 8.0
+    """A window that has grown longer is cut between committed words."""
+    partials: bool = True
+    """Make hypotheses while the speaker talks."""
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ConfigError(f"policy {self.policy!r}: expected {' or '.join(POLICIES)}")
+        if min(self.step_s, self.load, self.window_s, self.utterance_end_s) <= 0.0:
+            raise ConfigError("step_s, load, window_s and utterance_end_s: expected above 0")
+        if not 0.0 <= self.pause_s <= self.sentence_end_s <= self.utterance_end_s:
+            raise ConfigError(
+                f"pause_s={self.pause_s}, sentence_end_s={self.sentence_end_s}, utterance_end_s="
+                f"{self.utterance_end_s}: expected 0 <= pause_s <= sentence_end_s <= utterance_end_s"
+            )
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """What changed in an utterance."""
+
+    kind: Literal["start", "partial", "final"]
+    utterance: int
+    """Number of the utterance in the stream, from 0."""
+    start_s: float
+    """Seconds from the start of the stream."""
+    end_s: float
+    """As far as the text goes: what was heard, or where the speech ended."""
+    committed: str = ""
+    """Text of the utterance that never changes; in "final" all of it."""
+    tentative: str = ""
+    """Text after it that may still change."""
+    words: tuple[Word, ...] = ()
+    """In "final": with times; empty where the bundle has no alignment heads."""
+    language: str = "en"
+    avg_logprob: float = 0.0
+    no_speech_prob: float = 0.0
+    lag_s: float = 0.0
+    """Length of the chunk that made this event: more than a second means that the device does not keep up."""
+
+    def record(self) -> dict[str, Any]:
+        """Return plain numbers and strings for JSON; "final" has the words."""
+        out: dict[str, Any] = {
+            "type": self.kind,
+            "utterance": self.utterance,
+            "start_s": round(self.start_s, 3),
+            "end_s": round(self.end_s, 3),
+        }
+        if self.kind != "start":
+            out |= {"committed": self.committed, "tentative": self.tentative}
+        if self.kind == "final":
+            words = [(w.text.strip(), round(w.start_s, 3), round(w.end_s, 3), round(w.probability, 4)) for w in self.words]
+            names = ("text", "start_s", "end_s", "probability")
+            out |= {
+                "text": self.committed,
+                "language": self.language,
+                "avg_logprob": round(self.avg_logprob, 4),
+                "no_speech_prob": round(self.no_speech_prob, 4),
+                "words": [dict(zip(names, word, strict=True)) for word in words],
+            }
+        return out | {"lag_s": round(self.lag_s, 3)}
+
+
+@dataclass
+class _Utterance:
+    """What is known of the utterance that is being spoken."""
+
+    number: int
+    start: int
+    """Sample number in the stream."""
+    window: GrowingWindow
+    closed_text: list[str]
+    """Of windows that were cut off."""
+    closed_words: list[Word]
+    closed_logprobs: list[float]
+    speech_end: int | None = None
+    """Sample number, while the speaker pauses."""
+    is_pause_decoded: bool = False
+    shown: tuple[str, str] = ("", "")
+    """Committed and tentative text of the last event."""
+
+    @property
+    def committed(self) -> str:
+        """All that is committed."""
+        return " ".join(text for text in (*self.closed_text, self.window.text) if text)
+
+
+class StreamingSession:
+    """One stream of audio; calls must not overlap."""
+
+    def __init__(
+        self, transcriber: Transcriber, options: StreamOptions | None = None, decoding: DecodingOptions | None = None
+    ) -> None:
+        """Start a stream at 0 s.
+
+        Args:
+            transcriber: the weights.
+            options: when to commit.
+            decoding: how to search; partial hypotheses are greedy without fallback.
+        """
+        self.options = options or StreamOptions()
+        self._engine = transcriber.engine
+        attention = bool(transcriber.bundle.alignment_heads)
+        self._decoding = replace(decoding or DecodingOptions(), attention=attention)
+        if self.options.policy == "attention-frontier" and not attention:
+            raise ConfigError(f"{transcriber.bundle.name}: no alignment heads; use the policy local-agreement")
+        self._limit = max_samples(transcriber.bundle.window)
+        self._detector = VoiceDetector(VadOptions(min_silence_s=self.options.pause_s or 0.2))
+        self._recent = np.empty(0, np.float32)
+        self._n_samples = 0  # heard
+        self._n_used = 0  # sample number up to which utterances have taken audio
+        self._n_utterances = 0
+        self._utterance: _Utterance | None = None
+        self._cost_s = 0.0
+        self.level_dbfs = -100.0
+
+    @property
+    def in_speech(self) -> bool:
+        """Whether somebody speaks."""
+        return self._detector.in_speech
+
+    @property
+    def time_s(self) -> float:
+        """Seconds heard."""
+        return self._n_samples / SAMPLE_RATE
+
+    def accept_chunk(self, samples: np.ndarray) -> list[StreamEvent]:
+        """Hear more of the stream.
+
+        Args:
+            samples: float32 (n,), mono, 16 kHz, any n.
+
+        Returns:
+            What changed, in order.
+
+        Raises:
+            AudioError: empty, not float32 mono, or holding NaN.
+        """
+        check_samples(samples)
+        self.level_dbfs = max(-100.0, 10.0 * float(np.log10(np.mean(np.square(samples)) + 1e-10)))
+        events: list[StreamEvent] = []
+        for first in range(0, samples.size, _STEP_SAMPLES):
+            events += self._hear(samples[first : first + _STEP_SAMPLES])
+        if self._utterance is not None and self._is_due(self._utterance):
+            events += self._partial(self._utterance)
+        lag_s = samples.size / SAMPLE_RATE
+        return [replace(event, lag_s=lag_s) for event in events]
+
+    def finish(self) -> list[StreamEvent]:
+        """End the stream: what is being spoken becomes final."""
+        self._detector.finish()
+        if self._utterance is None:
+            return []
+        if self._utterance.speech_end is None or not self._utterance.is_pause_decoded:
+            self._decode(self._utterance, self._decoding)
+        return self._close(self._utterance)
+
+    def _hear(self, step: np.ndarray) -> list[StreamEvent]:
+        """Take 50 ms: follow the voice, decode at a pause, end the utterance."""
+        events: list[StreamEvent] = []
+        self._n_samples += step.size
+        self._recent = np.concatenate([self._recent, step])[-_RECENT_SAMPLES:]
+        if self._utterance is not None:
+            self._utterance.window.hear(step)
+        for event in self._detector.push(step):
+            at = round(event.time_s * SAMPLE_RATE)
+            if event.kind == "end":
+                if self._utterance is not None:
+                    self._utterance.speech_end, self._utterance.is_pause_decoded = at, False
+            elif self._utterance is None:
+                events.append(self._open(at))
+            else:
+                self._utterance.speech_end = None
+        if self._utterance is not None:
+            if self._utterance.speech_end is not None:
+                events += self._pause(self._utterance, self._utterance.speech_end)
+            elif self._utterance.window.n_samples >= self._limit:
+                events += self._overflow(self._utterance)
+        return events
+
+    def _open(self, at: int) -> StreamEvent:
+        """Begin an utterance whose speech starts at a sample number."""
+        first = max(self._n_used, self._n_samples - self._recent.size, at - round(PAD_BEFORE_S * SAMPLE_RATE))
+        window = GrowingWindow(self._engine, first)
+        window.hear(self._recent[self._recent.size - (self._n_samples - first) :])
+        self._utterance = _Utterance(self._n_utterances, at, window, [], [], [])
+        self._n_utterances += 1
+        return StreamEvent("start", self._utterance.number, at / SAMPLE_RATE, self.time_s)
+
+    def _is_due(self, utterance: _Utterance) -> bool:
+        """Whether there is enough new audio for another hypothesis, at the cost of the last one."""
+        if not self.options.partials or utterance.speech_end is not None:
+            return False
+        wait_s = max(self.options.step_s, self._cost_s / self.options.load)
+        return utterance.window.n_new >= wait_s * SAMPLE_RATE
+
+    def _partial(self, utterance: _Utterance) -> list[StreamEvent]:
+        """Make a hypothesis, commit what the policy trusts."""
+        self._decode(utterance, replace(self._decoding, temperatures=(0.0,), beam_size=1))
+        if self.options.policy == "local-agreement":
+            utterance.window.commit_agreed()
+        else:
+            utterance.window.commit_before(self.options.frontier_s)
+        if utterance.window.n_samples > self.options.window_s * SAMPLE_RATE:
+            self._shorten(utterance)
+        return self._changed(utterance)
+
+    def _pause(self, utterance: _Utterance, speech_end: int) -> list[StreamEvent]:
+        """Commit at a short pause, end the utterance at a long one."""
+        options, quiet_s = self.options, (self._n_samples - speech_end) / SAMPLE_RATE
+        if not utterance.is_pause_decoded:
+            self._decode(utterance, self._decoding)
+            utterance.is_pause_decoded = True
+            if options.pause_s:
+                utterance.window.commit_words()
+        whole = f"{utterance.committed} {utterance.window.tentative}"
+        wait_s = options.sentence_end_s if ends_sentence(whole) else options.utterance_end_s
+        return self._close(utterance) if quiet_s >= wait_s else self._changed(utterance)
+
+    def _shorten(self, utterance: _Utterance) -> None:
+        """Close the part of a long window that is committed, if there is a boundary to cut at."""
+        cut = utterance.window.cut()
+        if cut is not None:
+            words, after = cut
+            self._keep(utterance, words)
+            utterance.window = after
+
+    def _overflow(self, utterance: _Utterance) -> list[StreamEvent]:
+        """Close a window that the model cannot take any longer, committed or not."""
+        self._decode(utterance, self._decoding)
+        utterance.window.commit_all()
+        self._keep(utterance, utterance.window.words())
+        utterance.window = GrowingWindow(self._engine, self._n_samples)
+        return self._changed(utterance)
+
+    def _close(self, utterance: _Utterance) -> list[StreamEvent]:
+        """End the utterance; one without text ends silently."""
+        window = utterance.window
+        window.commit_all()
+        self._keep(utterance, window.words())
+        self._utterance, self._n_used = None, self._n_samples
+        text = " ".join(utterance.closed_text)
+        if not text:
+            return []
+        end = utterance.speech_end if utterance.speech_end is not None else self._n_samples
+        return [
+            StreamEvent(
+                "final",
+                utterance.number,
+                utterance.start / SAMPLE_RATE,
+                end / SAMPLE_RATE,
+                text,
+                words=tuple(utterance.closed_words),
+                language=window.language,
+                avg_logprob=float(np.mean(utterance.closed_logprobs)),
+                no_speech_prob=window.result.no_speech_prob if window.result is not None else 0.0,
+            )
+        ]
+
+    def _keep(self, utterance: _Utterance, words: list[Word]) -> None:
+        """Move what the window has committed to the closed part of the utterance."""
+        if utterance.window.text:
+            utterance.closed_text.append(utterance.window.text)
+        utterance.closed_words += words
+        utterance.closed_logprobs += utterance.window.logprobs
+
+    def _decode(self, utterance: _Utterance, decoding: DecodingOptions) -> None:
+        """Make a hypothesis, and note what it costs; the first one with text decides the language."""
+        started_s = time.perf_counter()
+        utterance.window.hypothesise(decoding)
+        self._cost_s = time.perf_counter() - started_s
+        if decoding.language is None and utterance.window.committed:
+            self._decoding = replace(self._decoding, language=utterance.window.language)
+
+    def _changed(self, utterance: _Utterance) -> list[StreamEvent]:
+        """A partial event, if there is anything new to show."""
+        now = (utterance.committed, utterance.window.tentative)
+        if now == utterance.shown:
+            return []
+        utterance.shown = now
+        return [
+            StreamEvent("partial", utterance.number, utterance.start / SAMPLE_RATE, self.time_s, *now)
+        ]
