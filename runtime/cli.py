@@ -1,4 +1,4 @@
-"""The ``whisperfold`` command: transcribe, listen, devices, info, version, and plug-ins (compile, verify).
+"""The ``whisperfold`` command: transcribe, listen, serve, devices, doctor, info, version; plug-ins compile and verify.
 
 Text goes to stdout, everything else to stderr. Exit codes: 0 done, 2 wrong use or bad input, 130 Ctrl-C.
 Heavy imports (onnxruntime, numpy) are inside the commands, so that ``--help`` and completion answer at once.
@@ -9,14 +9,25 @@ The compiler's commands are plug-ins (plugins.py), loaded when they are called.
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from whisperfold.runtime.cli_options import (
+    BundleOption,
+    HotwordOption,
+    LanguageOption,
+    PromptOption,
+    TaskOption,
+    ThreadsOption,
+    say,
+)
+from whisperfold.runtime.doctor_command import devices, doctor
 from whisperfold.runtime.errors import AudioError, ConfigError, WhisperfoldError
+from whisperfold.runtime.listen_command import listen
 from whisperfold.runtime.plugins import CommandGroup
+from whisperfold.runtime.serve_command import serve
 
 if TYPE_CHECKING:
     from whisperfold.runtime.transcribe import Transcriber
@@ -31,17 +42,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Speech recognition folded to fit the device and the person.",
 )
-
-BundleOption = Annotated[
-    Path | None, typer.Option("--bundle", "-b", help="Bundle directory. Default: the packaged tiny.en.")
-]
-LanguageOption = Annotated[
-    str | None,
-    typer.Option("--language", "-l", help="Language code such as 'en'. Default: what the bundle speaks."),
-]
-TaskOption = Annotated[str, typer.Option(help="transcribe, or translate (to English; multilingual bundles).")]
-ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads; 0: the cores there are, at most 4.")]
-
 
 @app.callback()
 def configure(
@@ -68,7 +68,8 @@ def transcribe(
         bool, typer.Option("--word-timestamps", help="Words with times and probabilities (json, jsonl).")
     ] = False,
     beam_size: Annotated[int, typer.Option(min=1, help="Hypotheses kept by the search; 1 is greedy.")] = 1,
-    prompt: Annotated[str | None, typer.Option(help="Text that sets style and spelling.")] = None,
+    prompt: PromptOption = None,
+    hotword: HotwordOption = None,
     no_vad: Annotated[bool, typer.Option("--no-vad", help="Decode silence too.")] = False,
     timestamps: Annotated[
         bool, typer.Option("--timestamps", help="txt: one line per segment, with its times.")
@@ -90,6 +91,7 @@ def transcribe(
         "word_timestamps": word_timestamps,
         "beam_size": beam_size,
         "prompt": prompt,
+        "hotwords": tuple(hotword or ()),
         "vad": not no_vad,
     }
     transcriber = _open_transcriber(bundle, threads)
@@ -105,85 +107,17 @@ def transcribe(
                     raise
         except AudioError as error:
             failed += 1
-            _say(error)
+            say(error)
     if failed:
         if len(files) > 1:
-            _say(f"{failed} of {len(files)} files failed")
+            say(f"{failed} of {len(files)} files failed")
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
-@app.command()
-def listen(
-    device: Annotated[
-        str | None,
-        typer.Option("--device", "-d", help="Index, name or part of a name; see `whisperfold devices`."),
-    ] = None,
-    input_file: Annotated[
-        Path | None, typer.Option("--input", "-i", help="Play this file through the same path instead.")
-    ] = None,
-    as_fast_as_possible: Annotated[
-        bool, typer.Option("--as-fast-as-possible", help="With --input: do not wait for real time.")
-    ] = False,
-    output_format: Annotated[str, typer.Option("--format", "-f", help="txt or jsonl.")] = "txt",
-    bundle: BundleOption = None,
-    language: LanguageOption = None,
-    task: TaskOption = "transcribe",
-    threads: ThreadsOption = 0,
-    prompt: Annotated[str | None, typer.Option(help="Text that sets style and spelling.")] = None,
-) -> None:
-    """Transcribe the microphone: one line per utterance, until Ctrl-C."""
-    import json
-
-    from whisperfold.runtime import formats
-    from whisperfold.runtime import listen as listening
-
-    formats.check_format(output_format, ("txt", "jsonl"))
-    if input_file is not None and device is not None:
-        raise ConfigError("--device and --input exclude each other; give one of them")
-    if as_fast_as_possible and input_file is None:
-        raise ConfigError("--as-fast-as-possible needs --input FILE; a microphone runs in real time")
-    options = {"language": language, "task": task, "prompt": prompt}
-    if input_file is not None:
-        chunks = listening.file_chunks(input_file, real_time=not as_fast_as_possible)
-        microphone = None
-    else:
-        from whisperfold.runtime.microphone import Microphone
-
-        microphone = Microphone(device)
-        chunks = microphone.chunks()
-    transcriber = _open_transcriber(bundle, threads)
-    with microphone or _nothing():
-        if microphone is not None:
-            _say(f"listening to {microphone.device.name} (Ctrl-C ends)", prefix="")
-        for utterance in listening.listen(transcriber, chunks, options):
-            is_text = output_format == "txt"
-            typer.echo(utterance.text if is_text else json.dumps(utterance.record(), ensure_ascii=False))
-    if microphone is not None and microphone.dropped:
-        _say(f"{microphone.dropped} blocks of audio were lost; this device is too slow for the bundle")
-
-
-@app.command()
-def devices(
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
-) -> None:
-    """List the microphones that `listen --device` can use."""
-    import json
-    from dataclasses import asdict
-
-    from whisperfold.runtime.microphone import list_devices
-
-    found = list_devices()
-    if as_json:
-        typer.echo(json.dumps([asdict(device) for device in found], ensure_ascii=False, indent=1))
-        return
-    if not found:
-        _say("no device that can record was found")
-    for device in found:
-        star = "*" if device.is_default else " "
-        typer.echo(
-            f"{star}{device.index:3d}  {device.name}  ({device.host_api}, {device.channels} channels, "
-            f"{device.native_rate_hz} Hz)"
-        )
+app.command()(listen)
+app.command()(serve)
+app.command()(devices)
+app.command()(doctor)
 
 
 @app.command()
@@ -229,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(args=list(arguments) if arguments is not None else None, prog_name="whisperfold")
     except WhisperfoldError as error:
-        _say(error)
+        say(error)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -272,17 +206,6 @@ class _Seconds:
         for block in self._blocks:
             self.read_s += len(block) / 16000
             yield block
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    """A context that does nothing."""
-    yield
-
-
-def _say(message: object, prefix: str = "whisperfold: ") -> None:
-    """Write one line to stderr."""
-    print(f"{prefix}{' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

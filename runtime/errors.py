@@ -22,6 +22,22 @@ class ConfigError(WhisperfoldError, ValueError):
     """An option or a configuration value that does not make sense."""
 
 
+class BusyError(WhisperfoldError):
+    """The server has no room for more work now; the same request may succeed a moment later.
+
+    Attributes:
+        reason: one word for logs and metrics: queue, connections or stopping.
+    """
+
+    def __init__(self, message: str, reason: str = "queue") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ServerError(WhisperfoldError):
+    """The server cannot start: a port in use, a socket that cannot be made, a missing extra."""
+
+
 class MicrophoneError(WhisperfoldError):
     """No usable input device."""
 

@@ -98,19 +98,13 @@ class GrowingWindow:
         if result.stop in ("eot", "limit") and len(result.tokens) >= len(self.committed):
             self.result, self._tail = result, result.tokens[len(self.committed) :]
 
-    def commit_agreed(self) -> None:
-        """Commit what the last two hypotheses share."""
-        n = agreed_tokens(self._previous, self._tail)
-        self._commit(whole_words(self._tail, n, self._engine.tokenizer, self.language))
+    def commit_agreed(self, margin_s: float) -> None:
+        """Commit what the last two hypotheses share, as far as it attends to audio older than margin_s."""
+        self._commit_whole(min(agreed_tokens(self._previous, self._tail), self._before(margin_s)))
 
     def commit_before(self, margin_s: float) -> None:
         """Commit what attends to audio older than margin_s."""
-        if self.result is None or self.result.cross_attention is None or not self._tail:
-            return
-        n_positions = self.n_samples // _POSITION_SAMPLES
-        rows = self.result.cross_attention[:, len(self.committed) : len(self.committed) + len(self._tail), :n_positions]
-        n = tokens_before_frontier(rows, n_positions - round(margin_s * SAMPLE_RATE / _POSITION_SAMPLES))
-        self._commit(whole_words(self._tail, n, self._engine.tokenizer, self.language))
+        self._commit_whole(self._before(margin_s))
 
     def commit_words(self) -> None:
         """Commit all words, leave the marks at the end: the speaker pauses and may go on."""
@@ -160,6 +154,18 @@ class GrowingWindow:
         after._tail, after._n_judged = self._tail, after.n_samples - self.n_new
         self.committed, self.logprobs = self.committed[:n_tokens], self.logprobs[:n_tokens]
         return words[:n_words], after
+
+    def _before(self, margin_s: float) -> int:
+        """How many tokens of the tail attend to audio older than margin_s; all where there is no attention."""
+        if self.result is None or self.result.cross_attention is None or not self._tail:
+            return len(self._tail)
+        n_positions, first = self.n_samples // _POSITION_SAMPLES, len(self.committed)
+        rows = self.result.cross_attention[:, first : first + len(self._tail), :n_positions]
+        return tokens_before_frontier(rows, n_positions - round(margin_s * SAMPLE_RATE / _POSITION_SAMPLES))
+
+    def _commit_whole(self, n_tokens: int) -> None:
+        """Commit the whole words among the first n_tokens of the tail."""
+        self._commit(whole_words(self._tail, n_tokens, self._engine.tokenizer, self.language))
 
     def _tokens_of(self, text: str) -> int:
         """How many committed tokens make up the text that they begin with."""

@@ -1,24 +1,28 @@
-"""Chunks of a live stream -> one line per utterance.
+"""Chunks of a microphone, or of a file that stands in for one -> events of a live stream.
 
-    chunks (microphone, or a file at the speed of its sound) -> VAD cuts at pauses -> Session -> Utterance
+    chunks (microphone, or a file at the speed of its sound) -> until(stop) -> saved(file) -> listen() -> StreamEvent
 
-The same path for both: a file stands in for the microphone in tests and demos. Time comes from a Clock, so
-that tests play a minute of audio without waiting for it.
+The same path for both. Time comes from a Clock, so that tests play a minute of audio without waiting for it.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import soundfile as sf
 
 from whisperfold.runtime.audio import SAMPLE_RATE, stream_audio
-from whisperfold.runtime.windows import AudioWindow, WindowCutter
+from whisperfold.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from whisperfold.runtime.transcribe import Session, Transcriber
+    from whisperfold.runtime.stream import StreamEvent, StreamingSession, StreamOptions
+    from whisperfold.runtime.transcribe import Transcriber
 
 CHUNK_S = 0.1
 """Length of a chunk; a microphone delivers ten a second."""
@@ -34,28 +38,34 @@ class Clock:
     """Wait for a number of seconds."""
 
 
-@dataclass(frozen=True)
-class Utterance:
-    """What was said between two pauses."""
+def listen(
+    transcriber: "Transcriber",
+    chunks: Iterable[np.ndarray],
+    options: dict[str, Any] | None = None,
+    streaming: "StreamOptions | None" = None,
+    on_chunk: "Callable[[StreamingSession, float], None] | None" = None,
+) -> Iterator["StreamEvent"]:
+    """Turn chunks into events, each as soon as it is known; the open utterance becomes final at the end.
 
-    start_s: float
-    """Seconds from the start of the stream."""
-    end_s: float
-    text: str
-    avg_logprob: float
-    """Mean log probability of its tokens."""
-    no_speech_prob: float
-    language: str
-    processing_s: float
-    """Time that the encoder and the decoder took."""
-    delay_s: float
-    """From the end of the utterance to its text: the pause that ended it, and processing_s."""
+    Args:
+        transcriber: the weights.
+        chunks: float32 (n,) at 16 kHz, in order; a slow reader is best given all that waits as one chunk.
+        options: fields of DecodingOptions.
+        streaming: thresholds of streaming; None is the defaults.
+        on_chunk: told after each chunk, with the session (level, in_speech) and the seconds heard so far.
 
-    def record(self) -> dict[str, Any]:
-        """Return it as plain numbers and strings for JSON."""
-        numbers = ("start_s", "end_s", "avg_logprob", "no_speech_prob", "processing_s", "delay_s")
-        rounded = {name: round(float(getattr(self, name)), 3) for name in numbers}
-        return {"text": self.text, "language": self.language, **rounded}
+    Raises:
+        ConfigError: unknown or impossible option (before the first chunk is read).
+    """
+    session = transcriber.stream(streaming, **(options or {}))
+    n_samples = 0
+    for chunk in chunks:
+        events = session.accept_chunk(chunk)
+        n_samples += chunk.size
+        if on_chunk is not None:
+            on_chunk(session, n_samples / SAMPLE_RATE)
+        yield from events
+    yield from session.finish()
 
 
 def file_chunks(
@@ -65,7 +75,8 @@ def file_chunks(
 
     Args:
         path: anything libsndfile reads.
-        real_time: hand out a chunk only when its last sample would have been spoken.
+        real_time: hand out a chunk only when its last sample would have been spoken; a reader that is late gets
+            all that was spoken meanwhile.
         chunk_s: length of a chunk.
         clock: where time comes from; None is the real one.
 
@@ -75,66 +86,64 @@ def file_chunks(
     Raises:
         AudioError: the file is missing, empty, damaged or no audio.
     """
+    if not real_time:
+        yield from stream_audio(path, block_s=chunk_s)
+        return
     clock = clock or Clock()
-    started_s, n_samples = clock.now(), 0
+    spoken_s = clock.now()
+    waiting: list[np.ndarray] = []
     for chunk in stream_audio(path, block_s=chunk_s):
-        n_samples += chunk.size
-        if real_time:
-            early_s = started_s + n_samples / SAMPLE_RATE - clock.now()
-            if early_s > 0.0:
-                clock.sleep(early_s)
-        yield chunk
+        spoken_s += chunk.size / SAMPLE_RATE
+        if waiting and spoken_s > clock.now():
+            yield np.concatenate(waiting)
+            waiting = []
+        if not waiting and spoken_s > clock.now():
+            clock.sleep(spoken_s - clock.now())
+        waiting.append(chunk)
+    yield np.concatenate(waiting)
 
 
-def listen(
-    transcriber: "Transcriber",
-    chunks: Iterable[np.ndarray],
-    options: dict[str, Any] | None = None,
-    clock: Clock | None = None,
-) -> Iterator[Utterance]:
-    """Turn a stream into utterances, each as soon as its speaker pauses.
+def until(stop: Event, chunks: Iterable[np.ndarray], close: Callable[[], None] | None = None) -> Iterator[np.ndarray]:
+    """Pass chunks on until somebody stops.
 
     Args:
-        transcriber: the weights.
-        chunks: float32 (n,) at 16 kHz, in order, without gaps.
-        options: fields of DecodingOptions.
-        clock: measures processing_s; None is the real one.
+        stop: set by Ctrl-C.
+        chunks: the source.
+        close: ends the source, which then hands out what it still holds; None just stops reading it.
+    """
+    for chunk in chunks:
+        yield chunk
+        if stop.is_set():
+            if close is None:
+                return
+            close()
 
-    Yields:
-        Utterances with text; noise and silence give none.
+
+def saved(chunks: Iterable[np.ndarray], path: Path) -> Iterator[np.ndarray]:
+    """Pass chunks on and write them to an audio file that only its owner may read.
+
+    Args:
+        chunks: float32 (n,) at 16 kHz.
+        path: .flac or .wav, 16 bit; must not exist.
 
     Raises:
-        ConfigError: unknown or impossible option (before the first chunk is read).
+        ConfigError: the file exists, has another ending, or cannot be written.
     """
-    clock = clock or Clock()
-    session = transcriber.session(**(options or {}))
-    cutter = WindowCutter(transcriber.bundle.window)
-    heard_s = 0.0
-    for chunk in chunks:
-        heard_s += chunk.size / SAMPLE_RATE
-        for window in cutter.push(chunk):
-            yield from _recognise(session, window, heard_s, clock)
-    for window in cutter.finish():
-        yield from _recognise(session, window, heard_s, clock)
+    if path.suffix.lower() not in (".flac", ".wav"):
+        raise ConfigError(f"{path}: cannot save audio as {path.suffix or 'a file without ending'}; use .flac or .wav")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise ConfigError(f"{path} exists, and recordings are not overwritten; choose another name") from None
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; choose another place") from error
+    return _save(chunks, descriptor, path)
 
 
-def _recognise(session: "Session", window: AudioWindow, heard_s: float, clock: Clock) -> Iterator[Utterance]:
-    """Decode one window; nothing if it holds no text."""
-    started_s = clock.now()
-    session.accept_chunk(window.samples)
-    transcription = session.finish()
-    processing_s = clock.now() - started_s
-    segments = transcription.segments
-    if not segments:
-        return
-    end_s = window.start_s + segments[-1].end_s
-    yield Utterance(
-        start_s=window.start_s + segments[0].start_s,
-        end_s=end_s,
-        text=transcription.text,
-        avg_logprob=float(np.mean([segment.avg_logprob for segment in segments])),
-        no_speech_prob=max(segment.no_speech_prob for segment in segments),
-        language=transcription.language or "",
-        processing_s=processing_s,
-        delay_s=heard_s - end_s + processing_s,
-    )
+def _save(chunks: Iterable[np.ndarray], descriptor: int, path: Path) -> Iterator[np.ndarray]:
+    """Write to an open file while passing on."""
+    kind = path.suffix.lower().removeprefix(".").upper()
+    with sf.SoundFile(descriptor, "w", SAMPLE_RATE, 1, "PCM_16", format=kind, closefd=True) as file:
+        for chunk in chunks:
+            file.write(chunk)
+            yield chunk

@@ -1,113 +1,80 @@
-"""A microphone -> 16 kHz mono float32 chunks.
+"""A microphone -> 16 kHz mono float32 chunks, for as long as it is wanted.
 
-    PortAudio callback (copies, nothing else) -> bounded queue -> soxr stream -> chunks()
+    PortAudio callback (copies, nothing else) -> bounded queue -> level check -> mono -> soxr stream -> chunks()
 
-The device is opened at its own rate (many USB microphones refuse 16 kHz) and resampled here. The callback
-never computes or waits: when the reader is too slow and the queue is full, the block is dropped and counted.
-A device that stops delivering (unplugged) is an error after ``starvation_s``, not a silent hang.
+The device is opened at its own rate (many USB microphones refuse 16 kHz) and resampled here. The callback never
+computes or waits: when the queue is full, the block is dropped and counted. What has waited for a slow reader
+comes as one long chunk.
 
-sounddevice is imported when a microphone is asked for, not before: the rest works without PortAudio.
+A device that vanishes does not end chunks(): its stream is closed, silence at the speed of time takes its place
+(so the clock of the stream runs on, and an utterance that was open ends like at any pause), and the device is
+looked for by name, with back-off, until it is back.
 """
 
 import logging
 import queue
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import soxr
 
 from whisperfold.runtime.audio import SAMPLE_RATE
+from whisperfold.runtime.devices import (
+    InputDevice,
+    find_again,
+    find_device,
+    list_devices,
+    load_sounddevice,
+    quiet_stderr,
+)
 from whisperfold.runtime.errors import MicrophoneError
+from whisperfold.runtime.level import LevelMeter
 
 _LOG = logging.getLogger(__name__)
+FIRST_RETRY_S = 0.5
+LAST_RETRY_S = 5.0
+"""Back-off of looking for a lost device: doubles from the first to the last."""
+StatusKind = Literal["listening", "lost", "back", "warning"]
 
 
 @dataclass(frozen=True)
-class InputDevice:
-    """One device that can record."""
+class MicrophoneStatus:
+    """Something that a person who reads the captions should know."""
 
-    index: int
-    """PortAudio's number; changes when devices are plugged in or out."""
-    name: str
-    channels: int
-    """Most input channels that the device offers."""
-    native_rate_hz: int
-    host_api: str
-    is_default: bool
+    kind: StatusKind
+    message: str
+    at_s: float
+    """Seconds from the start of the stream."""
 
-
-def list_devices() -> list[InputDevice]:
-    """Return every device with at least one input channel.
-
-    Raises:
-        MicrophoneError: PortAudio is missing or cannot list devices.
-    """
-    sounddevice = _load_sounddevice()
-    try:
-        apis = sounddevice.query_hostapis()
-        entries = list(sounddevice.query_devices())
-        default = sounddevice.default.device
-    except sounddevice.PortAudioError as error:
-        raise MicrophoneError(f"PortAudio cannot list the audio devices: {error}") from error
-    default_index = int(default[0]) if default is not None else -1
-    return [
-        InputDevice(
-            index=index,
-            name=str(entry["name"]),
-            channels=int(entry["max_input_channels"]),
-            native_rate_hz=int(round(float(entry["default_samplerate"]))),
-            host_api=str(apis[entry["hostapi"]]["name"]),
-            is_default=index == default_index,
-        )
-        for index, entry in enumerate(entries)
-        if int(entry["max_input_channels"]) > 0
-    ]
-
-
-def find_device(wanted: str | int | None, devices: list[InputDevice]) -> InputDevice:
-    """Return the device that the user means.
-
-    Args:
-        wanted: None for the default device; an index; a full name; or a part of a name, in any case.
-        devices: what list_devices() gave.
-
-    Raises:
-        MicrophoneError: there is no such device, or more than one has that part in its name.
-    """
-    if not devices:
-        raise MicrophoneError("no device that can record; plug in a microphone, or use --input FILE")
-    if wanted is None:
-        return next((device for device in devices if device.is_default), devices[0])
-    choices = ", ".join(f"{device.index} {device.name!r}" for device in devices)
-    text = str(wanted).strip()
-    if text.isascii() and text.isdigit():
-        matches = [device for device in devices if device.index == int(text)]
-    else:
-        matches = [device for device in devices if device.name == text]
-        if not matches and text:
-            matches = [device for device in devices if text.casefold() in device.name.casefold()]
-    if not matches:
-        raise MicrophoneError(f"no input device {text!r}; there are: {choices}")
-    if len({device.name for device in matches}) > 1:
-        found = ", ".join(f"{device.index} {device.name!r}" for device in matches)
-        raise MicrophoneError(f"{text!r} fits several devices: {found}; give more of the name, or the index")
-    return matches[0]
+    def record(self) -> dict[str, Any]:
+        """Return it as plain numbers and strings for JSON."""
+        return {"type": "status", "status": self.kind, "message": self.message, "at_s": round(self.at_s, 3)}
 
 
 class Microphone:
     """An open input stream; a context manager that yields 16 kHz chunks.
 
+    Looking for a lost device restarts PortAudio, which closes every stream of the process: one Microphone at a time.
+
     Args:
         device: None, index, name or part of a name (see find_device).
-        block_s: length of one chunk.
+        block_s: length of one chunk while the reader keeps up.
         queue_s: how much audio waits for a slow reader before blocks are dropped.
-        starvation_s: silence of the device (no block at all) that counts as unplugged.
+        starvation_s: no block at all for this long counts as vanished.
+        start_s: more time for the first block: a sound server or a Bluetooth headset needs a while to begin.
+        wait: a device that is not there at the start is waited for like a lost one; else it is an error.
+        on_status: told when the device delivers sound, is lost, back, or cannot be understood; on the reader's thread.
+        retry_s: first and last pause between two attempts to open a lost device.
 
     Attributes:
-        device: the InputDevice in use.
+        device: the InputDevice in use, or lost; None as long as none was found.
         dropped: blocks that were lost, because the queue was full or PortAudio said that it overflowed.
+        losses: how often the device vanished.
+        level: LevelMeter of the device.
     """
 
     def __init__(
@@ -115,58 +82,117 @@ class Microphone:
         device: str | int | None = None,
         block_s: float = 0.1,
         queue_s: float = 30.0,
-        starvation_s: float = 3.0,
+        starvation_s: float = 2.0,
+        start_s: float = 3.0,
+        wait: bool = False,
+        on_status: Callable[[MicrophoneStatus], None] | None = None,
+        retry_s: tuple[float, float] = (FIRST_RETRY_S, LAST_RETRY_S),
     ) -> None:
-        self._sounddevice = _load_sounddevice()
-        self.device = find_device(device, list_devices())
-        self.dropped = 0
-        self._block_s = block_s
-        self._starvation_s = starvation_s
+        self._sounddevice = load_sounddevice()
+        self._wanted, self._wait = device, wait
+        self._block_s, self._retry_s = block_s, retry_s
+        self._starvation_s, self._start_s = starvation_s, start_s
+        self._on_status = on_status
+        self.device = None if wait else find_device(device, list_devices())
+        self.dropped = self.losses = 0
+        self.level = LevelMeter()
         self._queue: queue.Queue[np.ndarray | None] = queue.Queue(maxsize=max(2, round(queue_s / block_s)))
         self._closing = False
         self._stream: Any = None
+        self._resampler: Any = None
+        self._n_samples = 0
+        self._news: StatusKind = "listening"
+        self._is_unheard = False
+        self._last_block_s = self._covered_s = self._next_try_s = 0.0
+        self._pause_s = retry_s[0]
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether there is no open device now."""
+        return self._stream is None
 
     def __enter__(self) -> "Microphone":
-        """Open the device at its native rate and start recording."""
-        rate = self.device.native_rate_hz
-        refused: Exception | None = None
-        # Mono first; devices without a mixing layer below them only open with the channels they have.
-        for channels in dict.fromkeys((1, min(2, self.device.channels), self.device.channels)):
-            try:
-                self._stream = self._sounddevice.InputStream(
-                    device=self.device.index,
-                    channels=channels,
-                    samplerate=rate,
-                    blocksize=round(rate * self._block_s),
-                    dtype="float32",
-                    callback=self._on_block,
-                )
-                self._stream.start()
-            except self._sounddevice.PortAudioError as error:
-                self._close_stream()
-                refused = error
-            else:
-                _LOG.info("microphone=%r rate_hz=%d channels=%d", self.device.name, rate, channels)
-                return self
-        raise MicrophoneError(
-            f"cannot open {self.device.name!r} at {rate} Hz: {refused}; is another program using it? "
-            "`whisperfold devices` lists the others"
-        ) from refused
+        """Open the device at its native rate and start recording.
+
+        Raises:
+            MicrophoneError: it cannot be opened.
+        """
+        try:
+            if self.device is None:
+                self.device = find_device(self._wanted, list_devices())
+            self._open(self.device)
+        except MicrophoneError as error:
+            if not self._wait:
+                raise
+            self._covered_s = time.monotonic()
+            self._start_waiting(f"waiting for the microphone: {error}")
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop recording and close the device."""
         self.close()
+        self._close_stream()
 
     def close(self) -> None:
-        """Stop recording; chunks() ends after what was already recorded."""
+        """Let chunks() end after what was already recorded; may be called by any thread."""
         self._closing = True
-        self._close_stream()
         try:
             self._queue.put_nowait(None)
         except queue.Full:
             pass  # chunks() looks at _closing when the queue runs empty
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Yield float32 (n,) chunks at 16 kHz, all that waits at a time, until close(); silence while lost."""
+        while True:
+            blocks = self._take_blocks()
+            if blocks:
+                if self._is_unheard:
+                    yield from self._begin(n_blocks=len(blocks))
+                self._covered_s = self._last_block_s
+                yield from self._counted(self._to_16k(blocks))
+            elif self._closing:
+                break
+            elif self._has_vanished():
+                self._lose()
+            elif self.is_lost:
+                self._look_for_device()
+                yield from self._counted(self._silence(until_s=time.monotonic()))
+        self._close_stream()
+        if self._resampler is not None:
+            yield from self._counted(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+
+    def _open(self, device: InputDevice) -> None:
+        """Open a device and start recording; mono first, some only open with the channels that they have."""
+        rate = device.native_rate_hz
+        refused: Exception | None = None
+        for channels in dict.fromkeys((1, min(2, device.channels), device.channels)):
+            stream = None
+            try:
+                stream = self._sounddevice.InputStream(
+                    device=device.index,
+                    channels=channels,
+                    samplerate=rate,
+                    blocksize=round(rate * self._block_s),
+                    dtype="float32",
+                    callback=self._on_block,
+                )
+                self._last_block_s = time.monotonic() + self._start_s
+                self._resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+                stream.start()
+            except self._sounddevice.PortAudioError as error:
+                if stream is not None:
+                    stream.close()
+                refused = error
+            else:
+                self._stream, self.device, self._is_unheard = stream, device, True
+                _LOG.info("microphone=%r rate_hz=%d channels=%d", device.name, rate, channels)
+                return
+        raise MicrophoneError(
+            f"cannot open {device.name!r} at {rate} Hz: {refused}; is another program using it? "
+            "`whisperfold devices` lists the others"
+        ) from refused
 
     def _close_stream(self) -> None:
         """Close the PortAudio stream, if there is one."""
@@ -174,8 +200,9 @@ class Microphone:
         if stream is not None:
             stream.close()
 
-    def _on_block(self, indata: np.ndarray, frames: int, time: Any, status: Any) -> None:
+    def _on_block(self, indata: np.ndarray, frames: int, time_info: Any, status: Any) -> None:
         """Copy a block into the queue; runs on PortAudio's thread, so nothing else."""
+        self._last_block_s = time.monotonic()
         if status and status.input_overflow:
             self.dropped += 1
         try:
@@ -183,54 +210,91 @@ class Microphone:
         except queue.Full:
             self.dropped += 1
 
-    def chunks(self) -> Iterator[np.ndarray]:
-        """Yield float32 (n,) chunks at 16 kHz, about block_s each, until close().
-
-        Raises:
-            MicrophoneError: the device has delivered nothing for starvation_s.
-        """
-        import soxr
-
-        resampler = soxr.ResampleStream(self.device.native_rate_hz, SAMPLE_RATE, 1, dtype="float32")
-        while True:
-            block = self._next_block()
-            if block is None:
-                break
-            mono = block.mean(axis=1, dtype=np.float32) if block.ndim == 2 else block
-            # A driver that hands out NaN must not poison the resampler's state for good.
-            mono = np.nan_to_num(mono, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
-            chunk = resampler.resample_chunk(np.ascontiguousarray(mono, dtype=np.float32))
-            if len(chunk):
-                yield chunk
-        tail = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-        if len(tail):
-            yield tail
-
-    def _next_block(self) -> np.ndarray | None:
-        """Return the next block, or None when the microphone was closed and everything is read."""
-        if self._closing and self._queue.empty():
-            return None
+    def _take_blocks(self) -> list[np.ndarray]:
+        """Everything that waits; nothing after a while, or when the microphone was closed and all is read."""
+        blocks: list[np.ndarray] = []
         try:
-            return self._queue.get(timeout=self._starvation_s)
+            block = self._queue.get(block=not self._closing, timeout=self._block_s)
+            while block is not None:
+                blocks.append(block)
+                block = self._queue.get_nowait()
         except queue.Empty:
-            if self._closing:
-                return None
-            raise MicrophoneError(
-                f"{self.device.name!r} has delivered no audio for {self._starvation_s:g} s; unplugged? "
-                "`whisperfold devices` lists what is there now"
-            ) from None
+            pass
+        return blocks
 
+    def _to_16k(self, blocks: list[np.ndarray]) -> np.ndarray:
+        """Blocks of (frames, channels) at the native rate -> float32 (n,) at 16 kHz."""
+        assert self.device is not None, "blocks come from a device"
+        recorded = np.concatenate(blocks)
+        # A driver that hands out NaN must not poison the resampler's state for good.
+        recorded = np.nan_to_num(recorded, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
+        warning = self.level.push(recorded, len(recorded) / self.device.native_rate_hz)
+        if warning:
+            self._tell("warning", warning)
+        mono = np.ascontiguousarray(recorded.mean(axis=1, dtype=np.float32))
+        chunk: np.ndarray = self._resampler.resample_chunk(mono)
+        return chunk
 
-def _load_sounddevice() -> Any:
-    """Import sounddevice, or say what is missing."""
-    try:
-        import sounddevice
-    except ImportError as error:
-        raise MicrophoneError(
-            "the microphone needs the Python package sounddevice; run: pip install sounddevice"
-        ) from error
-    except OSError as error:
-        raise MicrophoneError(
-            f"the microphone needs the PortAudio library ({error}); run: sudo apt-get install libportaudio2"
-        ) from error
-    return sounddevice
+    def _has_vanished(self) -> bool:
+        """Nothing came for starvation_s, or PortAudio has ended the stream."""
+        if self.is_lost:
+            return False
+        return time.monotonic() - self._last_block_s > self._starvation_s or not self._stream.active
+
+    def _lose(self) -> None:
+        """Close what is left of a device that has vanished."""
+        assert self.device is not None, "only an open device can vanish"
+        self.losses += 1
+        self._close_stream()
+        self._start_waiting(f"{self.device.name!r} has vanished; waiting for it")
+
+    def _start_waiting(self, message: str) -> None:
+        """From here on there is silence, and a look for the device now and then."""
+        self._news = "back"
+        self._pause_s, self._next_try_s = self._retry_s[0], time.monotonic()
+        self._tell("lost", message)
+
+    def _look_for_device(self) -> None:
+        """Open the lost device if it is there again and the pause since the last look is over."""
+        if time.monotonic() < self._next_try_s:
+            return
+        try:
+            with quiet_stderr():
+                devices = list_devices(refresh=True)
+                found = find_again(self.device, devices) if self.device else find_device(self._wanted, devices)
+                if found is not None:
+                    self._open(found)
+        except MicrophoneError as error:
+            _LOG.debug("microphone lost: %s", error)
+        if self.is_lost:
+            self._next_try_s = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, self._retry_s[1])
+        else:
+            self.level = LevelMeter()
+
+    def _begin(self, n_blocks: int) -> Iterator[np.ndarray]:
+        """Sound arrives: say so, after silence for the time in which it did not."""
+        assert self.device is not None, "blocks come from a device"
+        if self._news == "back":
+            yield from self._counted(self._silence(until_s=time.monotonic() - n_blocks * self._block_s))
+        self._is_unheard = False
+        self._tell(self._news, f"listening to {self.device.name!r}")
+
+    def _silence(self, until_s: float) -> np.ndarray:
+        """Zeros at 16 kHz for the time since the last of them, or since the device's last block."""
+        n_samples = max(0, int((until_s - self._covered_s) * SAMPLE_RATE))
+        self._covered_s += n_samples / SAMPLE_RATE
+        return np.zeros(n_samples, np.float32)
+
+    def _counted(self, chunk: np.ndarray) -> Iterator[np.ndarray]:
+        """The chunk, unless it is empty; its samples move the clock of the stream."""
+        if chunk.size:
+            self._n_samples += chunk.size
+            yield chunk
+
+    def _tell(self, kind: StatusKind, message: str) -> None:
+        """Report a status, to the log if to nobody else."""
+        if self._on_status is None:
+            _LOG.log(logging.INFO if kind == "listening" else logging.WARNING, "microphone: %s", message)
+        else:
+            self._on_status(MicrophoneStatus(kind, message, self._n_samples / SAMPLE_RATE))

@@ -46,7 +46,7 @@ class StreamOptions:
     load: float = 0.25
     """Most time spent on partial hypotheses, per second of audio: a slow device makes fewer."""
     frontier_s: float = 0.4
-    """attention-frontier: words that attend to newer audio than this wait."""
+    """Words that attend to newer audio than this wait."""
     pause_s: float = 0.2
     """Quiet that commits all words so far; 0 leaves it to the policy."""
     sentence_end_s: float = 0.2
@@ -104,14 +104,12 @@ class StreamEvent:
         if self.kind != "start":
             out |= {"committed": self.committed, "tentative": self.tentative}
         if self.kind == "final":
-            words = [(w.text.strip(), round(w.start_s, 3), round(w.end_s, 3), round(w.probability, 4)) for w in self.words]
-            names = ("text", "start_s", "end_s", "probability")
             out |= {
                 "text": self.committed,
                 "language": self.language,
                 "avg_logprob": round(self.avg_logprob, 4),
                 "no_speech_prob": round(self.no_speech_prob, 4),
-                "words": [dict(zip(names, word, strict=True)) for word in words],
+                "words": [word.record() for word in self.words],
             }
         return out | {"lag_s": round(self.lag_s, 3)}
 
@@ -253,7 +251,7 @@ class StreamingSession:
         """Make a hypothesis, commit what the policy trusts."""
         self._decode(utterance, replace(self._decoding, temperatures=(0.0,), beam_size=1))
         if self.options.policy == "local-agreement":
-            utterance.window.commit_agreed()
+            utterance.window.commit_agreed(self.options.frontier_s)
         else:
             utterance.window.commit_before(self.options.frontier_s)
         if utterance.window.n_samples > self.options.window_s * SAMPLE_RATE:

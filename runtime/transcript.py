@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,15 @@ class Word:
     """With its leading space, as Whisper gives it."""
     probability: float
     """Mean probability of its tokens, 0 to 1."""
+
+    def record(self) -> dict[str, Any]:
+        """Return plain numbers and strings for JSON, times rounded to the millisecond."""
+        return {
+            "start_s": round(self.start_s, 3),
+            "end_s": round(self.end_s, 3),
+            "text": self.text.strip(),
+            "probability": round(self.probability, 4),
+        }
 
 
 @dataclass(frozen=True)

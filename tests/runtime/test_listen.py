@@ -1,19 +1,22 @@
-import itertools
+import io
+import json
+import os
+import signal
+import stat
+import sys
+import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile as sf
+import typer
 
-from whisperfold.runtime.audio import load_audio
-from whisperfold.runtime.bundle import Window
-from whisperfold.runtime.errors import AudioError, ConfigError
-from whisperfold.runtime.listen import Clock, file_chunks, listen
-from whisperfold.runtime.transcript import Segment, Transcription
-
-SAMPLE = Path(__file__).resolve().parents[2] / "runtime" / "samples" / "jfk.flac"
+from whisperfold.runtime import listen_command, microphone
+from whisperfold.runtime.errors import AudioError, ConfigError, WhisperfoldError
+from whisperfold.runtime.listen import Clock, file_chunks, listen, saved, until
+from whisperfold.runtime.stream import StreamEvent
 
 
 class FakeTime:
@@ -30,89 +33,49 @@ class FakeTime:
         self.now_s += seconds
 
 
+def event(kind="final", committed="hello", tentative=""):
+    return StreamEvent(kind, 0, 1.0, 2.0, committed, tentative, (), "en", -0.1, 0.01, 0.0)
+
+
 class FakeTranscriber:
-    """Answers with the length of the window; takes 0.25 s of fake time for each. Its own session, too."""
+    """Its session gives a partial for each chunk and a final at the end."""
 
-    def __init__(self, fake_time=None):
-        self.bundle = SimpleNamespace(window=Window(kind="short", tail_s=0.5, min_s=1.0, max_s=20.0))
-        self.fake_time = fake_time
-        self.windows = []
-        self.is_mute = False
+    language = "en"
 
-    def session(self, **options):
-        if "colour" in options:
+    def __init__(self):
+        self.chunks, self.opened = [], []
+        self.level_dbfs, self.in_speech = -30.0, True
+
+    def stream(self, options=None, **decoding):
+        if "colour" in decoding:
             raise ConfigError("option 'colour': unknown")
+        self.opened.append((options, decoding))
         return self
 
     def accept_chunk(self, samples):
-        self.windows.append(samples)
+        self.chunks.append(samples)
+        return [event("partial", "hello", "world")]
 
     def finish(self):
-        if self.fake_time is not None:
-            self.fake_time.now_s += 0.25
-        duration_s = self.windows[-1].size / 16000
-        text = "" if self.is_mute else f"{duration_s:.3f} s"
-        segments = () if self.is_mute else (Segment(0.0, duration_s, text, -0.1, 0.01),)
-        return Transcription(text, segments, "en", duration_s)
+        return [event("final", f"{sum(chunk.size for chunk in self.chunks)} samples")]
 
 
-@pytest.fixture(scope="module")
-def speech() -> np.ndarray:
-    """float32 (n,): two seconds of silence, 2.3 s of speech, three of silence, the speech again, silence."""
-    samples = load_audio(SAMPLE)
-    said, silence = samples[int(0.3 * 16000) : int(2.3 * 16000)], np.zeros(16000, np.float32)
-    parts = [silence, silence, said, silence, silence, silence, said, silence, silence]
-    return np.concatenate(parts)
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "clip.wav"
+    sf.write(path, np.full(16000, 0.1, np.float32), 16000)
+    return path
 
 
-def chunked(samples, n=1600):
-    return [samples[first : first + n] for first in range(0, samples.size, n)]
-
-
-def test_one_utterance_per_pause(speech):
-    fake = FakeTime()
-    transcriber = FakeTranscriber(fake)
-    utterances = list(listen(transcriber, chunked(speech), clock=fake.clock))
-    assert len(utterances) == 2
-    for utterance, expected_s in zip(utterances, (2.0, 7.0), strict=True):
-        assert utterance.start_s == pytest.approx(expected_s, abs=0.5)
-        assert utterance.end_s == pytest.approx(expected_s + 2.0, abs=0.6)
-        assert utterance.processing_s == pytest.approx(0.25)
-        assert 0.25 < utterance.delay_s < 2.0
-
-
-def test_an_utterance_comes_before_the_next_is_heard(speech):
-    n_read = itertools.count()
-    chunks = ((next(n_read), chunk)[1] for chunk in chunked(speech))
-    next(listen(FakeTranscriber(), chunks))
-    assert next(n_read) * 0.1 < 7.0
-
-
-def test_chunk_size_does_not_matter(speech):
-    runs = [
-        [(u.start_s, u.end_s, u.text) for u in listen(FakeTranscriber(), chunked(speech, n))] for n in (4000, 8000, 160)
-    ]
-    assert runs[0] == runs[1]
-    assert np.allclose([u[:2] for u in runs[0]], [u[:2] for u in runs[2]], atol=0.3)
-
-
-def test_speech_at_the_end_of_the_stream_is_not_lost(speech):
-    utterances = list(listen(FakeTranscriber(), chunked(speech[: int(3.9 * 16000)])))
-    assert len(utterances) == 1
-
-
-def test_silence_and_hum_are_not_even_decoded():
-    transcriber = FakeTranscriber()
-    hum = 0.2 * np.sin(2 * np.pi * 50 * np.arange(16000 * 10) / 16000).astype(np.float32)
-    assert list(listen(transcriber, chunked(np.zeros(16000 * 10, np.float32)) + chunked(hum))) == []
-    assert transcriber.windows == []
-
-
-def test_a_window_without_text_is_no_utterance(speech):
-    transcriber = FakeTranscriber()
-    transcriber.is_mute = True
-    assert list(listen(transcriber, chunked(speech))) == []
-    assert len(transcriber.windows) == 2
+def test_every_chunk_and_the_end_give_events():
+    transcriber, told = FakeTranscriber(), []
+    chunks = [np.zeros(1600, np.float32), np.zeros(800, np.float32)]
+    options = {"language": "en", "hotwords": ("Kennedy",)}
+    events = list(listen(transcriber, chunks, options, on_chunk=lambda session, heard_s: told.append(heard_s)))
+    assert [each.kind for each in events] == ["partial", "partial", "final"]
+    assert events[-1].committed == "2400 samples"
+    assert transcriber.opened == [(None, options)]
+    assert told == [0.1, 0.15]
 
 
 def test_wrong_options_are_refused_before_listening():
@@ -122,14 +85,6 @@ def test_wrong_options_are_refused_before_listening():
 
     with pytest.raises(ConfigError, match="colour"):
         next(listen(FakeTranscriber(), chunks(), {"colour": "red"}))
-
-
-def test_record_is_json_ready(speech):
-    record = next(listen(FakeTranscriber(), chunked(speech))).record()
-    assert set(record) == {
-        "text", "language", "start_s", "end_s", "avg_logprob", "no_speech_prob", "processing_s", "delay_s",
-    }  # fmt: skip
-    assert record["text"].endswith(" s")
 
 
 def test_a_file_is_played_at_the_speed_of_its_sound(tmp_path):
@@ -143,12 +98,12 @@ def test_a_file_is_played_at_the_speed_of_its_sound(tmp_path):
     assert n_samples == 2 * 12345
 
 
-def test_a_slow_reader_is_not_slowed_down_more(tmp_path):
-    path = tmp_path / "clip.wav"
-    sf.write(path, np.zeros(16000, np.float32), 16000)
-    fake = FakeTime()
-    for index, _ in enumerate(file_chunks(path, clock=fake.clock)):
+def test_a_late_reader_gets_all_that_was_spoken_meanwhile(clip):
+    fake, sizes = FakeTime(), []
+    for index, chunk in enumerate(file_chunks(clip, clock=fake.clock)):
+        sizes.append(chunk.size)
         fake.now_s += 0.35 if index == 0 else 0.0
+    assert sizes == [1600, 3 * 1600, *[1600] * 6]
     assert sum(fake.slept) == pytest.approx(1.0 - 0.35)
 
 
@@ -165,3 +120,150 @@ def test_as_fast_as_possible_never_sleeps(tmp_path):
 def test_a_file_that_is_missing(tmp_path):
     with pytest.raises(AudioError, match="no such file"):
         next(file_chunks(tmp_path / "none.wav"))
+
+
+def test_stopping_takes_what_the_source_still_holds():
+    stop, held = threading.Event(), [np.zeros(1, np.float32)] * 3
+    chunks = until(stop, iter(held), close=lambda: None)
+    next(chunks)
+    stop.set()
+    assert len(list(chunks)) == 2
+    assert len(list(until(stop, iter(held)))) == 1
+
+
+@pytest.mark.parametrize("ending", ["flac", "wav"])
+def test_saved_audio_is_what_was_heard_and_private(tmp_path, ending):
+    heard = [np.full(1600, 0.25, np.float32), np.full(800, -0.5, np.float32)]
+    path = tmp_path / f"heard.{ending}"
+    assert [chunk.size for chunk in saved(heard, path)] == [1600, 800]
+    samples, rate_hz = sf.read(path, dtype="float32")
+    assert rate_hz == 16000
+    assert np.abs(samples - np.concatenate(heard)).max() < 1e-4
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_recordings_are_not_overwritten_nor_written_in_odd_formats(tmp_path):
+    (tmp_path / "old.flac").write_bytes(b"precious")
+    for name, message in (("old.flac", "not overwritten"), ("new.mp3", "use .flac or .wav"), ("no/a.flac", "No such")):
+        with pytest.raises(ConfigError, match=message):
+            saved([], tmp_path / name)
+    assert (tmp_path / "old.flac").read_bytes() == b"precious"
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run the command on a FakeTranscriber; returns exit code, stdout and stderr."""
+    fake = FakeTranscriber()
+    monkeypatch.setattr(listen_command, "_open_transcriber", lambda bundle, threads: fake)
+    app = typer.Typer()
+    app.command()(listen_command.listen)
+
+    def run(*arguments):
+        out, err = io.StringIO(), io.StringIO()
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        try:
+            app([str(argument) for argument in arguments], standalone_mode=False)
+        except WhisperfoldError as error:
+            return str(error), out.getvalue(), err.getvalue()
+        return "", out.getvalue(), err.getvalue()
+
+    run.transcriber = fake
+    return run
+
+
+def test_text_is_one_line_per_utterance(run, clip):
+    assert run("--input", clip, "--as-fast-as-possible")[:2] == ("", "16000 samples\n")
+
+
+def test_jsonl_has_every_event(run, clip):
+    _, out, _ = run("--input", clip, "--as-fast-as-possible", "--format", "jsonl")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [record["type"] for record in records] == ["partial"] * 10 + ["final"]
+
+
+def test_srt_is_numbered_and_timed(run, clip):
+    _, out, _ = run("--input", clip, "--as-fast-as-possible", "--format", "srt")
+    assert out == "1\n00:00:01,000 --> 00:00:02,000\n16000 samples\n\n"
+
+
+def test_options_reach_the_stream(run, clip):
+    run("--input", clip, "--as-fast-as-possible", "--hotword", "Ada", "--hotword", "Bob", "--policy",
+        "attention-frontier", "--prompt", "A.")  # fmt: skip
+    ((options, decoding),) = run.transcriber.opened
+    assert options.policy == "attention-frontier"
+    assert decoding == {"language": None, "task": "transcribe", "prompt": "A.", "hotwords": ("Ada", "Bob")}
+
+
+def test_recording_is_off_unless_asked_and_says_so(run, clip, tmp_path):
+    _, _, err = run("--input", clip, "--as-fast-as-possible")
+    assert "RECORDING" not in err and list(tmp_path.iterdir()) == [clip]
+    target = tmp_path / "heard.flac"
+    _, _, err = run("--input", clip, "--as-fast-as-possible", "--save-audio", target)
+    assert f"RECORDING: all that is heard goes to {target}" in err
+    assert sf.info(target).frames == 16000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--input", "x.wav", "--device", "usb"), "exclude each other"),
+        (("--as-fast-as-possible",), "needs --input FILE"),
+        (("--input", "x.wav", "--format", "docx"), "use one of text, txt, jsonl, srt, vtt"),
+        (("--input", "x.wav", "--policy", "hope"), "hope"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_weights_are_loaded(run, arguments, message):
+    error, out, _ = run(*arguments)
+    assert message in error and out == ""
+    assert run.transcriber.opened == []
+
+
+class FakeMicrophone:
+    """Speaks until it is closed; the first chunk presses Ctrl-C."""
+
+    dropped = 2
+    device = SimpleNamespace(name="USB Mic")
+
+    def __init__(self, device, on_status):
+        self.on_status, self.is_closed = on_status, False
+
+    def __enter__(self):
+        self.on_status(microphone.MicrophoneStatus("listening", "listening to 'USB Mic'", 0.0))
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def close(self):
+        self.is_closed = True
+
+    def chunks(self):
+        yield np.zeros(1600, np.float32)
+        os.kill(os.getpid(), signal.SIGINT)
+        yield np.zeros(1600, np.float32)
+        assert self.is_closed, "Ctrl-C closes the microphone"
+        yield np.zeros(800, np.float32)
+
+
+def test_ctrl_c_finishes_the_open_utterance(run, monkeypatch):
+    monkeypatch.setattr(microphone, "Microphone", FakeMicrophone)
+    before = signal.getsignal(signal.SIGINT)
+    error, out, err = run("--format", "jsonl")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert error == ""
+    assert records[0]["status"] == "listening"
+    assert records[-1]["type"] == "final" and records[-1]["committed"] == "4000 samples"
+    assert "2 blocks of audio were lost" in err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_twice_ends_at_once():
+    with pytest.raises(KeyboardInterrupt), listen_command._stopping() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.wait(1.0)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_missing_input_is_one_error(run, tmp_path):
+    assert "no such file" in run("--input", tmp_path / "none.wav")[0]

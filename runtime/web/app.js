@@ -1,0 +1,32 @@
+/* The page: which view is shown, and the views themselves.
+ *
+ *     live.js    microphone -> browser_source.js or device_source.js -> captions.js
+ *     files.js   recordings -> upload.js
+ *     both       connection.js (address, token, sockets), subtitles.js (txt, srt, vtt)
+ */
+
+import { FilesView } from "./files.js";
+import { LiveView } from "./live.js";
+
+const TITLES = { live: "live captions", files: "recordings" };
+
+/** Show the view that the address names, Live by default. */
+function showView() {
+  const named = location.hash.slice(1);
+  const shown = named in TITLES ? named : "live";
+  for (const view of document.querySelectorAll("[data-view]")) view.hidden = view.dataset.view !== shown;
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.hash === `#${shown}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  document.title = `whisperfold: ${TITLES[shown]}`;
+}
+
+window.addEventListener("hashchange", showView);
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address names the view, not a place in it
+  document.getElementById("main").focus();
+});
+showView();
+new LiveView();
+new FilesView();

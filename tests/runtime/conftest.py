@@ -1,0 +1,119 @@
+"""A real server for the tests of the protocols: uvicorn in a thread, on a free port and a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+
+from whisperfold.runtime.listeners import listening
+from whisperfold.runtime.metrics import Metrics
+from whisperfold.runtime.recognizer import Recognizer
+from whisperfold.runtime.serve import create_app
+from whisperfold.runtime.server_config import ServerConfig
+from whisperfold.runtime.transcribe import Transcriber
+from whisperfold.runtime.web_server import WebServer
+
+
+@dataclass
+class LiveServer:
+    """A running server; `call` runs something on its loop."""
+
+    app: Starlette
+    host: str
+    loop: asyncio.AbstractEventLoop
+    server: WebServer
+
+    @property
+    def http(self) -> str:
+        return f"http://{self.host}"
+
+    @property
+    def ws(self) -> str:
+        return f"ws://{self.host}"
+
+    @property
+    def metrics(self) -> str:
+        return self.app.state.metrics.render().decode()
+
+    def call(self, function: Callable[[], Any]) -> None:
+        self.loop.call_soon_threadsafe(function)
+
+
+StartServer = Callable[..., LiveServer]
+
+
+@pytest.fixture(scope="session")
+def start_server(transcriber: Transcriber, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+    """Start servers that share the session's weights; settings are fields of ServerConfig."""
+    running: list[tuple[LiveServer, threading.Thread]] = []
+
+    def start(
+        microphone: Any = None, recognizer: Callable[..., Recognizer] = Recognizer, **settings: Any
+    ) -> LiveServer:
+        config = ServerConfig(**{"port": 0, "bundle": transcriber.bundle.path, **settings}).checked()
+        ready: Future[LiveServer] = Future()
+        thread = threading.Thread(
+            target=lambda: asyncio.run(_run(config, transcriber, recognizer, microphone, ready)), daemon=True
+        )
+        thread.start()
+        live = ready.result(20)
+        running.append((live, thread))
+        return live
+
+    yield start
+    for live, thread in running:
+        if thread.is_alive():
+            live.call(live.app.state.stopping.set)
+        thread.join(20)
+        assert not thread.is_alive(), "a server does not stop"
+
+
+@pytest.fixture(scope="session")
+def server(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> LiveServer:
+    """One server with ordinary settings, for the tests that do not change it."""
+    return start_server(unix_socket=tmp_path_factory.mktemp("sock") / "whisperfold.sock")
+
+
+async def _run(
+    config: ServerConfig,
+    transcriber: Transcriber,
+    make_recognizer: Callable[..., Recognizer],
+    microphone: Any,
+    ready: Future[LiveServer],
+) -> None:
+    try:
+        with listening(config.host, config.port, config.unix_socket) as sockets:
+            metrics = Metrics()
+            recognizer = make_recognizer(config.bundle, 2, config.workers, config.max_waiting, None, metrics)
+            recognizer._transcriber = transcriber  # loaded once for all tests
+            app = create_app(config, recognizer, metrics, microphone)
+            web = WebServer(app)
+            task = asyncio.create_task(web.serve(sockets))
+            await web.until_started(task)
+            host, port = sockets[0].getsockname()[:2]
+            ready.set_result(LiveServer(app, f"{host}:{port}", asyncio.get_running_loop(), web))
+            await app.state.stopping.wait()
+            await web.stop(task, 5.0)
+            await recognizer.close()
+    except BaseException as error:
+        if not ready.done():
+            ready.set_exception(error)
+        raise
+
+
+@pytest.fixture(scope="session")
+def short_clip(tmp_path_factory: pytest.TempPathFactory, jfk: Any) -> Path:
+    """Two seconds of speech as FLAC."""
+    import soundfile as sf
+
+    path = tmp_path_factory.mktemp("clip") / "short.flac"
+    sf.write(path, jfk[: 16_000 * 2], 16_000)
+    return path
