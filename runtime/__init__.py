@@ -4,10 +4,14 @@
     print(Transcriber.open().transcribe(load_audio("clip.wav")).text)
 
 Names are imported when they are first used, so that `import whisperfold.runtime` costs nothing.
+
+Nothing leaves the device: onnxruntime 1.32 reports to its maker from Linux too, unless this variable is set before it
+is imported (`disable_telemetry_events()` comes too late; docs/decisions/0006).
 """
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from whisperfold.runtime.mel import MelStream, log_mel
     from whisperfold.runtime.transcribe import Session, Transcriber
     from whisperfold.runtime.transcript import Segment, Transcription, Word
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _MODULES = {
     "audio": ("SAMPLE_RATE", "load_audio", "stream_audio"),

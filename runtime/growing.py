@@ -49,6 +49,7 @@ class GrowingWindow:
         self.start = start
         self.committed = committed
         self.logprobs = logprobs
+        self.n_said = 0  # committed tokens that belong to earlier utterances
         self.result: DecodingResult | None = None
         self._engine = engine
         self._mel = MelStream(engine.dims.n_mels)
@@ -69,13 +70,13 @@ class GrowingWindow:
 
     @property
     def text(self) -> str:
-        """What is committed."""
-        return self._engine.tokenizer.decode(self.committed).strip()
+        """What is committed of this utterance."""
+        return self._engine.tokenizer.decode(self.committed[self.n_said :]).strip()
 
     @property
     def tentative(self) -> str:
         """What the last hypothesis adds to it."""
-        whole = self._engine.tokenizer.decode(self.committed + self._tail).strip()
+        whole = self._engine.tokenizer.decode((self.committed + self._tail)[self.n_said :]).strip()
         return whole[len(self.text) :].strip()
 
     @property
@@ -114,8 +115,40 @@ class GrowingWindow:
         """Commit the whole hypothesis."""
         self._commit(len(self._tail))
 
+    def next_utterance(self) -> None:
+        """Keep audio and text as the left context of the next utterance."""
+        self.n_said, self._tail, self._previous = len(self.committed), (), ()
+
     def words(self) -> list[Word]:
-        """Return the committed words, times in seconds from the start of the stream; empty without attention."""
+        """Return the committed words of this utterance, times from the start of the stream; empty without attention."""
+        words = self._all_words()
+        return words[self._n_words(words, self.n_said) :]
+
+    def cut(self) -> tuple[list[Word], GrowingWindow] | None:
+        """Cut between two committed words.
+
+        Returns:
+            The words of this utterance before the cut, and the window after it; None when there is no boundary to
+            cut at.
+        """
+        words = self._all_words()
+        boundary = self._quietest_boundary(words)
+        if boundary is None:
+            return None
+        sample, n_words = boundary
+        n_tokens = self._n_tokens("".join(word.text for word in words[:n_words]))
+        after = GrowingWindow(
+            self._engine, self.start + sample, self.committed[n_tokens:], self.logprobs[n_tokens:]
+        )
+        after.hear(self._samples[sample:])
+        after.n_said = max(0, self.n_said - n_tokens)
+        after._tail, after._n_judged = self._tail, after.n_samples - self.n_new
+        closed = words[self._n_words(words, self.n_said) : n_words]
+        self.committed, self.logprobs = self.committed[:n_tokens], self.logprobs[:n_tokens]
+        return closed, after
+
+    def _all_words(self) -> list[Word]:
+        """All committed words, those of earlier utterances too."""
         if self.result is None or not self.committed:
             return []
         known = replace(self.result, tokens=self.committed, token_logprobs=self.logprobs)
@@ -125,35 +158,33 @@ class GrowingWindow:
             for word in word_timestamps(known, self._engine.tokenizer, self.n_samples / SAMPLE_RATE)
         ]
 
-    def cut(self) -> tuple[list[Word], GrowingWindow] | None:
-        """Cut between two committed words.
-
-        Returns:
-            The words before the cut, and the window after it; None when there is no boundary to cut at.
-        """
-        words = self.words()
-        best: tuple[float, int, int] | None = None  # power, sample number, words before it
+    def _quietest_boundary(self, words: list[Word]) -> tuple[int, int] | None:
+        """(sample number in the window, words before it) of the quietest boundary in the second half."""
+        search, best = round(_CUT_SEARCH_S * SAMPLE_RATE), None
         for i in range(len(words) // 2, len(words) - 1):
             at = round((words[i].end_s + words[i + 1].start_s) / 2 * SAMPLE_RATE) - self.start
-            first = max(0, at - round(_CUT_SEARCH_S * SAMPLE_RATE))
-            span = self._samples[first : at + round(_CUT_SEARCH_S * SAMPLE_RATE)]
+            first = max(0, at - search)
+            span = self._samples[first : at + search]
             if span.size < SAMPLE_RATE // 5:
                 continue
             sample = first + quietest_sample(span, 0)
             around = self._samples[max(0, sample - 800) : sample + 800]
             candidate = (float(np.square(around).mean()), sample, i + 1)
             best = candidate if best is None or candidate < best else best
-        if best is None:
-            return None
-        _, sample, n_words = best
-        n_tokens = self._tokens_of("".join(word.text for word in words[:n_words]))
-        after = GrowingWindow(
-            self._engine, self.start + sample, self.committed[n_tokens:], self.logprobs[n_tokens:]
-        )
-        after.hear(self._samples[sample:])
-        after._tail, after._n_judged = self._tail, after.n_samples - self.n_new
-        self.committed, self.logprobs = self.committed[:n_tokens], self.logprobs[:n_tokens]
-        return words[:n_words], after
+        return None if best is None else best[1:]
+
+    def _n_tokens(self, text: str) -> int:
+        """How many committed tokens make up the text that they begin with."""
+        decode_text = self._engine.tokenizer.decode
+        return next(n for n in range(len(self.committed) + 1) if len(decode_text(self.committed[:n])) >= len(text))
+
+    def _n_words(self, words: list[Word], n_tokens: int) -> int:
+        """How many words the first n_tokens committed tokens make up."""
+        n_left, n_words = len("".join(self._engine.tokenizer.decode(self.committed[:n_tokens]).split())), 0
+        while n_left > 0 and n_words < len(words):
+            n_left -= len("".join(words[n_words].text.split()))
+            n_words += 1
+        return n_words
 
     def _before(self, margin_s: float) -> int:
         """How many tokens of the tail attend to audio older than margin_s; all where there is no attention."""
@@ -166,11 +197,6 @@ class GrowingWindow:
     def _commit_whole(self, n_tokens: int) -> None:
         """Commit the whole words among the first n_tokens of the tail."""
         self._commit(whole_words(self._tail, n_tokens, self._engine.tokenizer, self.language))
-
-    def _tokens_of(self, text: str) -> int:
-        """How many committed tokens make up the text that they begin with."""
-        decode_text = self._engine.tokenizer.decode
-        return next(n for n in range(len(self.committed) + 1) if len(decode_text(self.committed[:n])) >= len(text))
 
     def _commit(self, n_tokens: int) -> None:
         """Move tokens from the tail to what is committed."""

@@ -55,6 +55,8 @@ class StreamOptions:
     """Quiet after which an utterance is over in any case."""
     window_s: float = 8.0
     """A window that has grown longer is cut between committed words."""
+    context_s: float = 6.0
+    """An utterance that starts within this time from the start of the last window goes on in it."""
     partials: bool = True
     """Make hypotheses while the speaker talks."""
 
@@ -164,6 +166,7 @@ class StreamingSession:
         self._n_used = 0  # sample number up to which utterances have taken audio
         self._n_utterances = 0
         self._utterance: _Utterance | None = None
+        self._context: GrowingWindow | None = None
         self._cost_s = 0.0
         self.level_dbfs = -100.0
 
@@ -213,8 +216,11 @@ class StreamingSession:
         events: list[StreamEvent] = []
         self._n_samples += step.size
         self._recent = np.concatenate([self._recent, step])[-_RECENT_SAMPLES:]
-        if self._utterance is not None:
-            self._utterance.window.hear(step)
+        window = self._context if self._utterance is None else self._utterance.window
+        if window is not None:
+            window.hear(step)
+            if self._utterance is None and window.n_samples > self.options.context_s * SAMPLE_RATE:
+                self._context = None
         for event in self._detector.push(step):
             at = round(event.time_s * SAMPLE_RATE)
             if event.kind == "end":
@@ -233,9 +239,11 @@ class StreamingSession:
 
     def _open(self, at: int) -> StreamEvent:
         """Begin an utterance whose speech starts at a sample number."""
-        first = max(self._n_used, self._n_samples - self._recent.size, at - round(PAD_BEFORE_S * SAMPLE_RATE))
-        window = GrowingWindow(self._engine, first)
-        window.hear(self._recent[self._recent.size - (self._n_samples - first) :])
+        window, self._context = self._context, None
+        if window is None:
+            first = max(self._n_used, self._n_samples - self._recent.size, at - round(PAD_BEFORE_S * SAMPLE_RATE))
+            window = GrowingWindow(self._engine, first)
+            window.hear(self._recent[self._recent.size - (self._n_samples - first) :])
         self._utterance = _Utterance(self._n_utterances, at, window, [], [], [])
         self._n_utterances += 1
         return StreamEvent("start", self._utterance.number, at / SAMPLE_RATE, self.time_s)
@@ -293,6 +301,8 @@ class StreamingSession:
         self._keep(utterance, window.words())
         self._utterance, self._n_used = None, self._n_samples
         text = " ".join(utterance.closed_text)
+        window.next_utterance()
+        self._context = window
         if not text:
             return []
         end = utterance.speech_end if utterance.speech_end is not None else self._n_samples
@@ -315,7 +325,7 @@ class StreamingSession:
         if utterance.window.text:
             utterance.closed_text.append(utterance.window.text)
         utterance.closed_words += words
-        utterance.closed_logprobs += utterance.window.logprobs
+        utterance.closed_logprobs += utterance.window.logprobs[utterance.window.n_said :]
 
     def _decode(self, utterance: _Utterance, decoding: DecodingOptions) -> None:
         """Make a hypothesis, and note what it costs; the first one with text decides the language."""
