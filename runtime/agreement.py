@@ -53,23 +53,6 @@ def whole_words(tokens: Sequence[int], n_tokens: int, tokenizer: Tokenizer, lang
         tokenizer: splits them into words.
         language: decides whether spaces separate words.
     """
-    return _word_end(tokens, n_tokens, tokenizer, language, n_tokens == len(tokens))
-
-
-def without_marks(tokens: Sequence[int], tokenizer: Tokenizer, language: str) -> int:
-    """Return how many tokens are left without the punctuation at the end."""
-    return _word_end(tokens, len(tokens), tokenizer, language, True)
-
-
-def ends_sentence(text: str) -> bool:
-    """Whether text ends as a sentence does."""
-    return text.rstrip(" \"'”’)]").endswith((".", "!", "?", "。", "！", "？")) and not text.rstrip().endswith("...")
-
-
-def _word_end(
-    tokens: Sequence[int], n_tokens: int, tokenizer: Tokenizer, language: str, is_whole: bool
-) -> int:
-    """Last word boundary at or before n_tokens; when it is the end of the hypothesis, before its marks."""
     end, bare_end = 0, 0
     for text, ids in tokenizer.split_words(tokens, language):
         if end + len(ids) > n_tokens:
@@ -77,4 +60,9 @@ def _word_end(
         end += len(ids)
         if text.strip(string.punctuation + string.whitespace + "…。，！？、"):
             bare_end = end
-    return bare_end if is_whole or end == len(tokens) else end
+    return bare_end if end == len(tokens) else end
+
+
+def ends_sentence(text: str) -> bool:
+    """Whether text ends as a sentence does."""
+    return text.rstrip(" \"'”’)]").endswith((".", "!", "?", "。", "！", "？")) and not text.rstrip().endswith("...")

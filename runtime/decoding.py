@@ -355,6 +355,8 @@ def _is_silence(search: _Search, attempt: _Attempt) -> bool:
     options = search.options
     if search.blank_prob > options.blank_threshold:
         return True
+    if search.prefix:  # the window holds speech: its probability says nothing about what comes after the prefix
+        return False
     return search.no_speech_prob > options.no_speech_threshold and attempt.avg_logprob < options.logprob_threshold
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from whisperfold.runtime.agreement import agreed_tokens, tokens_before_frontier, whole_words, without_marks
+from whisperfold.runtime.agreement import agreed_tokens, tokens_before_frontier, whole_words
 from whisperfold.runtime.audio import SAMPLE_RATE
 from whisperfold.runtime.decoding import DecodingOptions, DecodingResult, decode
 from whisperfold.runtime.mel import MelStream
@@ -69,15 +69,14 @@ class GrowingWindow:
         return self._samples.size - self._n_judged
 
     @property
-    def text(self) -> str:
-        """What is committed of this utterance."""
-        return self._engine.tokenizer.decode(self.committed[self.n_said :]).strip()
+    def said(self) -> tuple[int, ...]:
+        """Committed tokens of this utterance."""
+        return self.committed[self.n_said :]
 
     @property
     def tentative(self) -> str:
-        """What the last hypothesis adds to it."""
-        whole = self._engine.tokenizer.decode((self.committed + self._tail)[self.n_said :]).strip()
-        return whole[len(self.text) :].strip()
+        """What the last hypothesis adds to what is committed."""
+        return self._engine.tokenizer.decode(self._tail).strip()
 
     @property
     def language(self) -> str:
@@ -107,10 +106,6 @@ class GrowingWindow:
         """Commit what attends to audio older than margin_s."""
         self._commit_whole(self._before(margin_s))
 
-    def commit_words(self) -> None:
-        """Commit all words, leave the marks at the end: the speaker pauses and may go on."""
-        self._commit(without_marks(self._tail, self._engine.tokenizer, self.language))
-
     def commit_all(self) -> None:
         """Commit the whole hypothesis."""
         self._commit(len(self._tail))
@@ -136,7 +131,7 @@ class GrowingWindow:
         if boundary is None:
             return None
         sample, n_words = boundary
-        n_tokens = self._n_tokens("".join(word.text for word in words[:n_words]))
+        n_tokens = self._n_tokens(sum(_n_characters(word.text) for word in words[:n_words]))
         after = GrowingWindow(
             self._engine, self.start + sample, self.committed[n_tokens:], self.logprobs[n_tokens:]
         )
@@ -173,16 +168,17 @@ class GrowingWindow:
             best = candidate if best is None or candidate < best else best
         return None if best is None else best[1:]
 
-    def _n_tokens(self, text: str) -> int:
-        """How many committed tokens make up the text that they begin with."""
+    def _n_tokens(self, n_characters: int) -> int:
+        """How many committed tokens make up the first n_characters, spaces not counted."""
         decode_text = self._engine.tokenizer.decode
-        return next(n for n in range(len(self.committed) + 1) if len(decode_text(self.committed[:n])) >= len(text))
+        counts = (_n_characters(decode_text(self.committed[:n])) for n in range(len(self.committed) + 1))
+        return next(n for n, count in enumerate(counts) if count >= n_characters)
 
     def _n_words(self, words: list[Word], n_tokens: int) -> int:
         """How many words the first n_tokens committed tokens make up."""
-        n_left, n_words = len("".join(self._engine.tokenizer.decode(self.committed[:n_tokens]).split())), 0
+        n_left, n_words = _n_characters(self._engine.tokenizer.decode(self.committed[:n_tokens])), 0
         while n_left > 0 and n_words < len(words):
-            n_left -= len("".join(words[n_words].text.split()))
+            n_left -= _n_characters(words[n_words].text)
             n_words += 1
         return n_words
 
@@ -204,3 +200,8 @@ class GrowingWindow:
             first = len(self.committed)
             self.logprobs += self.result.token_logprobs[first : first + n_tokens]
         self.committed, self._tail = self.committed + self._tail[:n_tokens], self._tail[n_tokens:]
+
+
+def _n_characters(text: str) -> int:
+    """Length without spaces."""
+    return len("".join(text.split()))

@@ -2,9 +2,9 @@
 
     chunk -> VAD -> growing window -> hypothesis -> commit what is stable -> endpoint -> final
 
-Committed text never changes. Three things commit words: a policy while the speaker talks (agreement.py), a short
-pause (all words so far, the marks at the end excepted), and the end of the utterance (everything). An utterance ends
-soon when its text ends a sentence, and later when it does not.
+Committed text never changes. A policy commits words while the speaker talks (agreement.py), the end of the
+utterance commits the rest. An utterance ends soon when its text ends a sentence, and later when it does not; the
+next one goes on in the same window, because a model hears a fragment worse than a sentence in its context.
 
 A backlog given as one chunk costs one hypothesis: partial text is skipped first, final text never.
 """
@@ -12,7 +12,7 @@ A backlog given as one chunk costs one hypothesis: partial text is skipped first
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -45,17 +45,17 @@ class StreamOptions:
     """Least new audio between two hypotheses."""
     load: float = 0.25
     """Most time spent on partial hypotheses, per second of audio: a slow device makes fewer."""
-    frontier_s: float = 0.4
+    frontier_s: float = 0.8
     """Words that attend to newer audio than this wait."""
-    pause_s: float = 0.2
-    """Quiet that commits all words so far; 0 leaves it to the policy."""
+    pause_s: float = 0.1
+    """Quiet after which the text is decoded as if it were the end, so that the final is ready when it is."""
     sentence_end_s: float = 0.2
     """Quiet after which an utterance is over when its text ends a sentence."""
     utterance_end_s: float = 0.8
     """Quiet after which an utterance is over in any case."""
-    window_s: float = 8.0
+    window_s: float = 15.0
     """A window that has grown longer is cut between committed words."""
-    context_s: float = 6.0
+    context_s: float = 12.0
     """An utterance that starts within this time from the start of the last window goes on in it."""
     partials: bool = True
     """Make hypotheses while the speaker talks."""
@@ -65,10 +65,10 @@ class StreamOptions:
             raise ConfigError(f"policy {self.policy!r}: expected {' or '.join(POLICIES)}")
         if min(self.step_s, self.load, self.window_s, self.utterance_end_s) <= 0.0:
             raise ConfigError("step_s, load, window_s and utterance_end_s: expected above 0")
-        if not 0.0 <= self.pause_s <= self.sentence_end_s <= self.utterance_end_s:
+        if not 0.0 < self.pause_s <= self.sentence_end_s <= self.utterance_end_s:
             raise ConfigError(
                 f"pause_s={self.pause_s}, sentence_end_s={self.sentence_end_s}, utterance_end_s="
-                f"{self.utterance_end_s}: expected 0 <= pause_s <= sentence_end_s <= utterance_end_s"
+                f"{self.utterance_end_s}: expected 0 < pause_s <= sentence_end_s <= utterance_end_s"
             )
 
 
@@ -124,20 +124,23 @@ class _Utterance:
     start: int
     """Sample number in the stream."""
     window: GrowingWindow
-    closed_text: list[str]
-    """Of windows that were cut off."""
-    closed_words: list[Word]
-    closed_logprobs: list[float]
+    tokens: list[int] = field(default_factory=list)
+    """Committed in windows that were cut off; so are words and logprobs."""
+    words: list[Word] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
     speech_end: int | None = None
     """Sample number, while the speaker pauses."""
+    last_voiced: int = 0
+    """Sample number of the last sound in the pause that may be speech."""
     is_pause_decoded: bool = False
     shown: tuple[str, str] = ("", "")
     """Committed and tentative text of the last event."""
 
-    @property
-    def committed(self) -> str:
-        """All that is committed."""
-        return " ".join(text for text in (*self.closed_text, self.window.text) if text)
+    def keep(self, words: list[Word]) -> None:
+        """Take over what the window has committed, before it is replaced."""
+        self.tokens += self.window.said
+        self.words += words
+        self.logprobs += self.window.logprobs[self.window.n_said :]
 
 
 class StreamingSession:
@@ -160,7 +163,7 @@ class StreamingSession:
         if self.options.policy == "attention-frontier" and not attention:
             raise ConfigError(f"{transcriber.bundle.name}: no alignment heads; use the policy local-agreement")
         self._limit = max_samples(transcriber.bundle.window)
-        self._detector = VoiceDetector(VadOptions(min_silence_s=self.options.pause_s or 0.2))
+        self._detector = VoiceDetector(VadOptions(min_silence_s=self.options.pause_s))
         self._recent = np.empty(0, np.float32)
         self._n_samples = 0  # heard
         self._n_used = 0  # sample number up to which utterances have taken audio
@@ -225,14 +228,15 @@ class StreamingSession:
             at = round(event.time_s * SAMPLE_RATE)
             if event.kind == "end":
                 if self._utterance is not None:
-                    self._utterance.speech_end, self._utterance.is_pause_decoded = at, False
+                    self._utterance.speech_end = self._utterance.last_voiced = at
+                    self._utterance.is_pause_decoded = False
             elif self._utterance is None:
                 events.append(self._open(at))
             else:
                 self._utterance.speech_end = None
         if self._utterance is not None:
             if self._utterance.speech_end is not None:
-                events += self._pause(self._utterance, self._utterance.speech_end)
+                events += self._pause(self._utterance)
             elif self._utterance.window.n_samples >= self._limit:
                 events += self._overflow(self._utterance)
         return events
@@ -244,7 +248,7 @@ class StreamingSession:
             first = max(self._n_used, self._n_samples - self._recent.size, at - round(PAD_BEFORE_S * SAMPLE_RATE))
             window = GrowingWindow(self._engine, first)
             window.hear(self._recent[self._recent.size - (self._n_samples - first) :])
-        self._utterance = _Utterance(self._n_utterances, at, window, [], [], [])
+        self._utterance = _Utterance(self._n_utterances, at, window)
         self._n_utterances += 1
         return StreamEvent("start", self._utterance.number, at / SAMPLE_RATE, self.time_s)
 
@@ -258,39 +262,45 @@ class StreamingSession:
     def _partial(self, utterance: _Utterance) -> list[StreamEvent]:
         """Make a hypothesis, commit what the policy trusts."""
         self._decode(utterance, replace(self._decoding, temperatures=(0.0,), beam_size=1))
-        if self.options.policy == "local-agreement":
-            utterance.window.commit_agreed(self.options.frontier_s)
-        else:
-            utterance.window.commit_before(self.options.frontier_s)
+        self._commit(utterance)
         if utterance.window.n_samples > self.options.window_s * SAMPLE_RATE:
             self._shorten(utterance)
         return self._changed(utterance)
 
-    def _pause(self, utterance: _Utterance, speech_end: int) -> list[StreamEvent]:
-        """Commit at a short pause, end the utterance at a long one."""
-        options, quiet_s = self.options, (self._n_samples - speech_end) / SAMPLE_RATE
-        if not utterance.is_pause_decoded:
+    def _pause(self, utterance: _Utterance) -> list[StreamEvent]:
+        """Decode at a short pause, end the utterance at a longer one; a sound in it puts both off."""
+        if self._detector.is_voiced:
+            utterance.last_voiced, utterance.is_pause_decoded = self._n_samples, False
+            return []
+        options, quiet_s = self.options, (self._n_samples - utterance.last_voiced) / SAMPLE_RATE
+        if not utterance.is_pause_decoded and quiet_s >= options.pause_s:
             self._decode(utterance, self._decoding)
+            self._commit(utterance)
             utterance.is_pause_decoded = True
-            if options.pause_s:
-                utterance.window.commit_words()
-        whole = f"{utterance.committed} {utterance.window.tentative}"
+        whole = f"{self._committed(utterance)} {utterance.window.tentative}"
         wait_s = options.sentence_end_s if ends_sentence(whole) else options.utterance_end_s
         return self._close(utterance) if quiet_s >= wait_s else self._changed(utterance)
+
+    def _commit(self, utterance: _Utterance) -> None:
+        """Commit what the policy trusts."""
+        if self.options.policy == "local-agreement":
+            utterance.window.commit_agreed(self.options.frontier_s)
+        else:
+            utterance.window.commit_before(self.options.frontier_s)
 
     def _shorten(self, utterance: _Utterance) -> None:
         """Close the part of a long window that is committed, if there is a boundary to cut at."""
         cut = utterance.window.cut()
         if cut is not None:
             words, after = cut
-            self._keep(utterance, words)
+            utterance.keep(words)
             utterance.window = after
 
     def _overflow(self, utterance: _Utterance) -> list[StreamEvent]:
         """Close a window that the model cannot take any longer, committed or not."""
         self._decode(utterance, self._decoding)
         utterance.window.commit_all()
-        self._keep(utterance, utterance.window.words())
+        utterance.keep(utterance.window.words())
         utterance.window = GrowingWindow(self._engine, self._n_samples)
         return self._changed(utterance)
 
@@ -298,9 +308,9 @@ class StreamingSession:
         """End the utterance; one without text ends silently."""
         window = utterance.window
         window.commit_all()
-        self._keep(utterance, window.words())
+        text = self._committed(utterance)
+        utterance.keep(window.words())
         self._utterance, self._n_used = None, self._n_samples
-        text = " ".join(utterance.closed_text)
         window.next_utterance()
         self._context = window
         if not text:
@@ -313,19 +323,16 @@ class StreamingSession:
                 utterance.start / SAMPLE_RATE,
                 end / SAMPLE_RATE,
                 text,
-                words=tuple(utterance.closed_words),
+                words=tuple(utterance.words),
                 language=window.language,
-                avg_logprob=float(np.mean(utterance.closed_logprobs)),
+                avg_logprob=float(np.mean(utterance.logprobs)),
                 no_speech_prob=window.result.no_speech_prob if window.result is not None else 0.0,
             )
         ]
 
-    def _keep(self, utterance: _Utterance, words: list[Word]) -> None:
-        """Move what the window has committed to the closed part of the utterance."""
-        if utterance.window.text:
-            utterance.closed_text.append(utterance.window.text)
-        utterance.closed_words += words
-        utterance.closed_logprobs += utterance.window.logprobs[utterance.window.n_said :]
+    def _committed(self, utterance: _Utterance) -> str:
+        """Text of all that is committed of an utterance."""
+        return self._engine.tokenizer.decode([*utterance.tokens, *utterance.window.said]).strip()
 
     def _decode(self, utterance: _Utterance, decoding: DecodingOptions) -> None:
         """Make a hypothesis, and note what it costs; the first one with text decides the language."""
@@ -337,7 +344,7 @@ class StreamingSession:
 
     def _changed(self, utterance: _Utterance) -> list[StreamEvent]:
         """A partial event, if there is anything new to show."""
-        now = (utterance.committed, utterance.window.tentative)
+        now = (self._committed(utterance), utterance.window.tentative)
         if now == utterance.shown:
             return []
         utterance.shown = now

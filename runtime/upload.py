@@ -143,6 +143,10 @@ class _Named:
     def __init__(self, file: IO[bytes]) -> None:
         self.read, self.seek, self.tell = file.read, file.seek, file.tell
 
+    def __repr__(self) -> str:
+        """As libsndfile's messages show it."""
+        return self.name
+
     def seekable(self) -> bool:
         """A temporary file always is."""
         return True

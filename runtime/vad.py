@@ -123,6 +123,11 @@ class VoiceDetector:
         self._quiet_chunks = 0  # off, while in speech
 
     @property
+    def is_voiced(self) -> bool:
+        """Whether the last chunk sounded like speech; `in_speech` wants more of them in a row."""
+        return self._is_on
+
+    @property
     def time_s(self) -> float:
         """Seconds of the stream that have been judged."""
         return self._n_chunks * CHUNK_S

@@ -18,7 +18,7 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ POLICIES = {
     "local-agreement": StreamOptions(policy="local-agreement"),
     "attention-frontier": StreamOptions(policy="attention-frontier"),
     "whisper_streaming": StreamOptions(
-        policy="local-agreement", step_s=1.0, load=1.0, pause_s=0.0, sentence_end_s=0.5, utterance_end_s=0.5, window_s=15.0
+        step_s=1.0, load=1.0, sentence_end_s=0.5, utterance_end_s=0.5, window_s=15.0, context_s=0.0, frontier_s=0.0
     ),
 }
 """The last one: LocalAgreement-2 in steps of 1 s, a window up to 15 s, the end after 0.5 s of quiet (its --vac)."""
@@ -199,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="FIELD=VALUE", help="StreamOptions")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON")
     args = parser.parse_args(arguments)
-    machine, changes = describe_machine(), dict(pair.split("=", 1) for pair in args.overrides)
+    machine, changes = describe_machine(), {k: float(v) for k, v in (pair.split("=", 1) for pair in args.overrides)}
     reader = Transcriber.open(args.bundle, threads=2)
     recordings = [r for name in args.sets for r in join_utterances(args.speech / f"{name}.jsonl", reader)[: args.limit]]
     offline = [reader.transcribe(r.samples).text for r in recordings]
@@ -207,9 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     for threads in args.threads:
         transcriber = reader if threads == 2 else Transcriber.open(args.bundle, threads=threads)
         for name in args.policy:
-            options = POLICIES[name]
-            for key, value in changes.items():
-                options = changed(options, key, value)
+            options = replace(POLICIES[name], **changes)
             rows.append(measure(name, options, recordings, transcriber)[0])
             print(markdown({"runs": rows[-1:], "offline_wer": 0.0}).splitlines()[2], file=sys.stderr, flush=True)
     result = {
@@ -226,13 +224,6 @@ def main(arguments: list[str] | None = None) -> int:
     print(markdown(result))
     print(f"\n{save_result('stream', result, args.output)}", file=sys.stderr)
     return int(any(row["changed_commits"] for row in rows))
-
-
-def changed(options: StreamOptions, key: str, value: str) -> StreamOptions:
-    """Return options with one number changed, for experiments."""
-    from dataclasses import replace
-
-    return replace(options, **{key: float(value)})
 
 
 if __name__ == "__main__":
