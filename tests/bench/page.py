@@ -66,7 +66,32 @@ def wer_section(result: dict[str, Any]) -> str:
     )
 
 
-SECTIONS = {"speed": speed_section, "wer": wer_section}
+def stream_section(result: dict[str, Any]) -> str:
+    """Heading, conditions, table."""
+    import stream
+
+    return (
+        f"## Streaming\n\n{hardware(result)}\n\n"
+        f"{result['recordings']} recordings ({result['audio_s']:.0f} s) of joined consecutive utterances of one "
+        f"speaker, {', '.join(result['sets'])}, in chunks of {result['chunk_s']:g} s on a virtual clock: processing "
+        "takes the time that it takes, waiting takes none. Word ends are those of the offline transcript's alignment, ends of "
+        "utterances those of the speech detector. `whisper_streaming` is its policy (LocalAgreement-2, steps of 1 s, "
+        f"0.5 s of quiet) on the same bundle.\n\n{stream.markdown(result)}\n"
+    )
+
+
+def soak_section(result: dict[str, Any]) -> str:
+    """Heading, conditions, table."""
+    import soak
+
+    return (
+        f"## Soak\n\n{hardware(result)}\n\n"
+        f"One live stream, {result['threads']} threads, as fast as it goes: rounds of {soak.SPEECH_S} s of speech, "
+        f"{soak.SILENCE_S} s of silence, {soak.NOISE_S} s of noise.\n\n{soak.markdown(result)}\n"
+    )
+
+
+SECTIONS = {"speed": speed_section, "stream": stream_section, "soak": soak_section, "wer": wer_section}
 
 
 def render(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""make bench: speed and memory, then WER and non-speech, then docs/benchmarks.md; a process each.
+"""make bench: speed and memory, streaming, soak, WER and non-speech, then docs/benchmarks.md; a process each.
 
     python tests/bench/run.py [--quick] [--bundle DIR] [--output DIR --page FILE]
 
@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> int:
-    """Run the three scripts; the exit status is the first one that is not 0."""
+    """Run the scripts; the exit status is the first one that is not 0."""
     parser = argparse.ArgumentParser(description="all benchmarks")
     parser.add_argument("--quick", action="store_true", help="a few clips, results thrown away")
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
@@ -47,11 +47,17 @@ def main() -> int:
             str(args.speech / "librispeech-other-dev.jsonl"),
         ]
         wer_args = ["--speech", str(args.speech)]
+        live = ["--bundle", str(args.bundle), "--output", str(args.output)]
+        stream_args, soak_args = ["--speech", str(args.speech)], ["--speech", str(args.speech)]
         if args.quick:
             speed_args += ["--clips", "2", "--repeats", "2"]
             wer_args += ["--limit", "3"]
+            stream_args += ["--limit", "1", "--sets", "accented-check", "--threads", "2"]
+            soak_args += ["--hours", "0.05"]
         steps = [
             ["speed.py", *common, *speed_args],
+            ["stream.py", *live, *stream_args],
+            ["soak.py", *live, *soak_args],
             ["wer.py", *common, *wer_args],
             ["page.py", "--results", str(args.output), "--page", str(args.page)],
         ]
