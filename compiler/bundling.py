@@ -20,7 +20,7 @@ from whisperfold.compiler.wer import evaluate
 from whisperfold.models.dims import Widths
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.bundle import Bundle, write_bundle
-from whisperfold.runtime.decoding import PLAIN_GREEDY
+from whisperfold.runtime.decoding_options import PLAIN_GREEDY
 from whisperfold.runtime.transcribe import Transcriber
 
 if TYPE_CHECKING:

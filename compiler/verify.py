@@ -22,7 +22,7 @@ from whisperfold.compiler.manifests import Item, read_items
 from whisperfold.compiler.wer import Evaluation, Transcribe, Utterance, evaluate, paired_bootstrap
 from whisperfold.runtime.audio import SAMPLE_RATE
 from whisperfold.runtime.bundle import Bundle
-from whisperfold.runtime.decoding import PLAIN_GREEDY
+from whisperfold.runtime.decoding_options import PLAIN_GREEDY
 from whisperfold.runtime.transcribe import Transcriber
 
 __all__ = ["Evaluation", "Utterance", "evaluate", "paired_bootstrap", "print_report", "verify"]

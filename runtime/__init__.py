@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from whisperfold.runtime.audio import SAMPLE_RATE, load_audio, stream_audio
     from whisperfold.runtime.bundle import Bundle, default_bundle, write_bundle
-    from whisperfold.runtime.decoding import DecodingOptions, DecodingResult
+    from whisperfold.runtime.decoding import DecodingResult
+    from whisperfold.runtime.decoding_options import DecodingOptions
     from whisperfold.runtime.errors import (
         AudioError,
         BundleError,
@@ -37,7 +38,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 _MODULES = {
     "audio": ("SAMPLE_RATE", "load_audio", "stream_audio"),
     "bundle": ("Bundle", "default_bundle", "write_bundle"),
-    "decoding": ("DecodingOptions", "DecodingResult"),
+    "decoding": ("DecodingResult",),
+    "decoding_options": ("DecodingOptions",),
     "errors": (
         "AudioError",
         "BundleError",

@@ -17,7 +17,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from whisperfold.runtime.microphone import MicrophoneStatus
-    from whisperfold.runtime.stream import StreamEvent
+    from whisperfold.runtime.stream_event import StreamEvent
 
 BAR_DBFS = -60.0
 """Left end of the level bar; the right end is 0 dBFS."""

@@ -15,7 +15,8 @@ import numpy as np
 
 from whisperfold.runtime.agreement import agreed_tokens, tokens_before_frontier, whole_words
 from whisperfold.runtime.audio import SAMPLE_RATE
-from whisperfold.runtime.decoding import DecodingOptions, DecodingResult, decode
+from whisperfold.runtime.decoding import DecodingResult, decode
+from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.mel import MelStream
 from whisperfold.runtime.session import Engine
 from whisperfold.runtime.timing import word_timestamps

@@ -48,8 +48,9 @@ def listen(
     prompt: PromptOption = None,
     hotword: HotwordOption = None,
     policy: Annotated[
-        str, typer.Option(help="How text is committed: local-agreement or attention-frontier.")
-    ] = "local-agreement",
+        str | None,
+        typer.Option(help="What commits words: attention-frontier or local-agreement. Default: what the bundle can."),
+    ] = None,
     save_audio: Annotated[
         Path | None, typer.Option("--save-audio", help="Record what is heard to this .flac or .wav. Default: no.")
     ] = None,

@@ -16,7 +16,7 @@ from whisperfold.runtime.transcript import Segment, Word
 
 if TYPE_CHECKING:
     from whisperfold.runtime.microphone import MicrophoneStatus
-    from whisperfold.runtime.stream import StreamEvent
+    from whisperfold.runtime.stream_event import StreamEvent
 
 FORMATS = ("text", "txt", "jsonl", "srt", "vtt")
 CUE_S = 7.0

@@ -21,7 +21,8 @@ from whisperfold.runtime.workers import FINAL, PARTIAL
 
 if TYPE_CHECKING:
     from whisperfold.runtime.metrics import Metrics
-    from whisperfold.runtime.stream import StreamEvent, StreamingSession
+    from whisperfold.runtime.stream import StreamingSession
+    from whisperfold.runtime.stream_event import StreamEvent
 
 _Run = Callable[[int, Callable[[], "list[StreamEvent]"]], Awaitable["list[StreamEvent]"]]
 

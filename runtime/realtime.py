@@ -27,7 +27,7 @@ from whisperfold.runtime.realtime_settings import RealtimeSettings
 from whisperfold.runtime.recognizer import Recognizer
 
 if TYPE_CHECKING:
-    from whisperfold.runtime.stream import StreamEvent
+    from whisperfold.runtime.stream_event import StreamEvent
 
 _LOG = logging.getLogger(__name__)
 CLOSE_NORMAL, CLOSE_GOING_AWAY, CLOSE_POLICY, CLOSE_INTERNAL, CLOSE_TRY_LATER = 1000, 1001, 1008, 1011, 1013

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 if TYPE_CHECKING:
-    from whisperfold.runtime.stream import StreamEvent
+    from whisperfold.runtime.stream_event import StreamEvent
 
 Record = dict[str, Any]
 _TEXT = "conversation.item.input_audio_transcription"

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from whisperfold.runtime.agreement import POLICIES, ends_sentence
 from whisperfold.runtime.audio import SAMPLE_RATE, check_samples
-from whisperfold.runtime.decoding import DecodingOptions
+from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.errors import ConfigError
 from whisperfold.runtime.growing import GrowingWindow
+from whisperfold.runtime.stream_event import StreamEvent
 from whisperfold.runtime.transcript import Word
 from whisperfold.runtime.vad import VadOptions, VoiceDetector
 from whisperfold.runtime.windows import PAD_BEFORE_S, max_samples
@@ -39,8 +40,9 @@ _RECENT_SAMPLES = SAMPLE_RATE
 class StreamOptions:
     """When hypotheses are made, words committed and utterances ended."""
 
-    policy: str = "local-agreement"
-    """What commits words while the speaker talks: "local-agreement" or "attention-frontier"."""
+    policy: str | None = None
+    """What commits words while the speaker talks: "attention-frontier" or "local-agreement"; None takes the first where
+    the bundle has alignment heads (docs/decisions/0008)."""
     step_s: float = 0.3
     """Least new audio between two hypotheses."""
     load: float = 0.25
@@ -61,7 +63,7 @@ class StreamOptions:
     """Make hypotheses while the speaker talks."""
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
+        if self.policy not in (None, *POLICIES):
             raise ConfigError(f"policy {self.policy!r}: expected {' or '.join(POLICIES)}")
         if min(self.step_s, self.load, self.window_s, self.utterance_end_s) <= 0.0:
             raise ConfigError("step_s, load, window_s and utterance_end_s: expected above 0")
@@ -70,50 +72,6 @@ class StreamOptions:
                 f"pause_s={self.pause_s}, sentence_end_s={self.sentence_end_s}, utterance_end_s="
                 f"{self.utterance_end_s}: expected 0 < pause_s <= sentence_end_s <= utterance_end_s"
             )
-
-
-@dataclass(frozen=True)
-class StreamEvent:
-    """What changed in an utterance."""
-
-    kind: Literal["start", "partial", "final"]
-    utterance: int
-    """Number of the utterance in the stream, from 0."""
-    start_s: float
-    """Seconds from the start of the stream."""
-    end_s: float
-    """As far as the text goes: what was heard, or where the speech ended."""
-    committed: str = ""
-    """Text of the utterance that never changes; in "final" all of it."""
-    tentative: str = ""
-    """Text after it that may still change."""
-    words: tuple[Word, ...] = ()
-    """In "final": with times; empty where the bundle has no alignment heads."""
-    language: str = "en"
-    avg_logprob: float = 0.0
-    no_speech_prob: float = 0.0
-    lag_s: float = 0.0
-    """Length of the chunk that made this event: more than a second means that the device does not keep up."""
-
-    def record(self) -> dict[str, Any]:
-        """Return plain numbers and strings for JSON; "final" has the words."""
-        out: dict[str, Any] = {
-            "type": self.kind,
-            "utterance": self.utterance,
-            "start_s": round(self.start_s, 3),
-            "end_s": round(self.end_s, 3),
-        }
-        if self.kind != "start":
-            out |= {"committed": self.committed, "tentative": self.tentative}
-        if self.kind == "final":
-            out |= {
-                "text": self.committed,
-                "language": self.language,
-                "avg_logprob": round(self.avg_logprob, 4),
-                "no_speech_prob": round(self.no_speech_prob, 4),
-                "words": [word.record() for word in self.words],
-            }
-        return out | {"lag_s": round(self.lag_s, 3)}
 
 
 @dataclass
@@ -162,6 +120,7 @@ class StreamingSession:
         self._decoding = replace(decoding or DecodingOptions(), attention=attention)
         if self.options.policy == "attention-frontier" and not attention:
             raise ConfigError(f"{transcriber.bundle.name}: no alignment heads; use the policy local-agreement")
+        self._by_attention = attention and self.options.policy != "local-agreement"
         self._limit = max_samples(transcriber.bundle.window)
         self._detector = VoiceDetector(VadOptions(min_silence_s=self.options.pause_s))
         self._recent = np.empty(0, np.float32)
@@ -283,10 +242,10 @@ class StreamingSession:
 
     def _commit(self, utterance: _Utterance) -> None:
         """Commit what the policy trusts."""
-        if self.options.policy == "local-agreement":
-            utterance.window.commit_agreed(self.options.frontier_s)
-        else:
+        if self._by_attention:
             utterance.window.commit_before(self.options.frontier_s)
+        else:
+            utterance.window.commit_agreed(self.options.frontier_s)
 
     def _shorten(self, utterance: _Utterance) -> None:
         """Close the part of a long window that is committed, if there is a boundary to cut at."""

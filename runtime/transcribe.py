@@ -13,7 +13,8 @@ import numpy as np
 
 from whisperfold.runtime.audio import SAMPLE_RATE, check_samples
 from whisperfold.runtime.bundle import Bundle, default_bundle
-from whisperfold.runtime.decoding import DecodingOptions, DecodingResult, decode
+from whisperfold.runtime.decoding import DecodingResult, decode
+from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.errors import ConfigError
 from whisperfold.runtime.mel import MelStream, log_mel
 from whisperfold.runtime.segments import window_segments

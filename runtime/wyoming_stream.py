@@ -22,7 +22,7 @@ from whisperfold.runtime.pcm import PcmFormat, PcmStream
 
 if TYPE_CHECKING:
     from whisperfold.runtime.live_stream import LiveStream
-    from whisperfold.runtime.stream import StreamEvent
+    from whisperfold.runtime.stream_event import StreamEvent
 
 
 class GrowingText:

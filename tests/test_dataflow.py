@@ -4,11 +4,14 @@ models takes one thing from the runtime: errors.py (which imports nothing), for 
 """
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+CLIP = ROOT / "runtime" / "samples" / "jfk.flac"
 ALLOWED = {"runtime": {"runtime"}, "models": {"models"}, "compiler": {"compiler", "models", "runtime"}}
 NOT_ON_THE_DEVICE = {
     "torch",
@@ -19,6 +22,15 @@ NOT_ON_THE_DEVICE = {
     "safetensors",
     "matplotlib",
     "jiwer",
+}
+ONLY_WITH_THE_SERVE_EXTRA = {
+    "starlette",
+    "uvicorn",
+    "websockets",
+    "python_multipart",
+    "prometheus_client",
+    "wyoming",
+    "zeroconf",
 }
 FILES = sorted(path for package in ALLOWED for path in (ROOT / package).glob("*.py"))
 
@@ -46,9 +58,40 @@ def test_imports_go_one_way(path):
             assert top not in NOT_ON_THE_DEVICE, f"{path}: {top} is not on the device"
 
 
-def test_sounddevice_is_only_in_microphone():
+def test_sounddevice_is_only_in_devices():
     users = {path.name for path in FILES if "sounddevice" in imported_modules(path)}
-    assert users == {"microphone.py"}
+    assert users == {"devices.py"}
+
+
+def without_the_serve_extra(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code where importing what the extra installs fails, as if it were not installed."""
+    hide = f"import sys; sys.modules.update(dict.fromkeys({sorted(ONLY_WITH_THE_SERVE_EXTRA)}))\n"
+    command = [sys.executable, "-c", hide + code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT / ".links")
+
+
+@pytest.mark.parametrize("module", ["cli", "listen_command", "serve_command", "transcribe", "stream", "recognizer"])
+def test_what_the_serve_extra_installs_is_not_imported(module):
+    done = without_the_serve_extra(f"import whisperfold.runtime.{module}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("transcribe", str(CLIP)), ("listen", "--input", str(CLIP), "--as-fast-as-possible")],
+    ids=lambda arguments: arguments[0],
+)
+def test_commands_work_without_the_serve_extra(bundle_path, arguments):
+    run = "from whisperfold.runtime import cli; sys.exit(cli.main(sys.argv[1:]))"
+    done = without_the_serve_extra(run, *arguments, "--bundle", str(bundle_path))
+    assert done.returncode == 0, done.stderr
+    assert "country" in done.stdout.lower()
+
+
+def test_serve_says_which_extra_is_missing():
+    done = without_the_serve_extra("from whisperfold.runtime import cli; sys.exit(cli.main(['serve']))")
+    assert done.returncode == 2
+    assert "pip install 'whisperfold[serve]'" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_errors_imports_nothing():

@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "compiler", "models")
+DATA_FOLDERS = ("bundles", "samples", "silero", "web")
+"""Of the runtime; package-data in pyproject.toml names them."""
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
@@ -64,11 +66,17 @@ def tree_files(*patterns: str) -> set[str]:
 
 
 def test_wheel_holds_every_module_and_all_data(wheel):
-    expected = tree_files("*/py.typed", "runtime/bundles/**/*", "runtime/samples/*")
+    expected = tree_files("*/py.typed", *(f"runtime/{folder}/**/*" for folder in DATA_FOLDERS))
     expected |= tree_files(*(f"{package}/*.py" for package in PACKAGES))
     missing = expected - set(wheel.namelist())
     assert not missing
-    assert "whisperfold/runtime/samples/jfk.flac" in wheel.namelist()
+    for name in ("samples/jfk.flac", "silero/silero_vad_16k_sequence.onnx", "silero/LICENSE", "web/index.html"):
+        assert f"whisperfold/runtime/{name}" in wheel.namelist()
+
+
+def test_every_folder_of_data_is_in_the_wheel():
+    on_disk = {path.name for path in (ROOT / "runtime").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert on_disk == set(DATA_FOLDERS)
 
 
 def test_wheel_holds_the_default_bundle(wheel):

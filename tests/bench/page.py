@@ -74,9 +74,9 @@ def stream_section(result: dict[str, Any]) -> str:
         f"## Streaming\n\n{hardware(result)}\n\n"
         f"{result['recordings']} recordings ({result['audio_s']:.0f} s) of joined consecutive utterances of one "
         f"speaker, {', '.join(result['sets'])}, in chunks of {result['chunk_s']:g} s on a virtual clock: processing "
-        "takes the time that it takes, waiting takes none. Word ends are those of the offline transcript's alignment, ends of "
-        "utterances those of the speech detector. `whisper_streaming` is its policy (LocalAgreement-2, steps of 1 s, "
-        f"0.5 s of quiet) on the same bundle.\n\n{stream.markdown(result)}\n"
+        "takes the time that it takes, waiting takes none. Word ends are those of the offline transcript's alignment, "
+        "ends of utterances those of the speech detector. `whisper_streaming` is its policy (LocalAgreement-2, steps "
+        f"of 1 s, 0.5 s of quiet) on the same bundle.\n\n{stream.markdown(result)}\n"
     )
 
 

@@ -29,17 +29,26 @@ from rich.progress import track
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from whisperfold.runtime.audio import SAMPLE_RATE, load_audio
-from whisperfold.runtime.stream import StreamEvent, StreamOptions
+from whisperfold.runtime.stream import StreamOptions
+from whisperfold.runtime.stream_event import StreamEvent
 from whisperfold.runtime.transcribe import Transcriber
 from whisperfold.runtime.transcript import Word
 
 SETS = ("librispeech-other-dev", "accented-check")
 CHUNK_SAMPLES = SAMPLE_RATE // 10
 POLICIES = {
-    "local-agreement": StreamOptions(policy="local-agreement"),
     "attention-frontier": StreamOptions(policy="attention-frontier"),
+    "local-agreement": StreamOptions(policy="local-agreement"),
     "whisper_streaming": StreamOptions(
-        step_s=1.0, load=1.0, sentence_end_s=0.5, utterance_end_s=0.5, window_s=15.0, context_s=0.0, frontier_s=0.0
+        policy="local-agreement",
+        step_s=1.0,
+        load=1.0,
+        pause_s=0.5,
+        sentence_end_s=0.5,
+        utterance_end_s=0.5,
+        window_s=15.0,
+        context_s=0.0,
+        frontier_s=0.0,
     ),
 }
 """The last one: LocalAgreement-2 in steps of 1 s, a window up to 15 s, the end after 0.5 s of quiet (its --vac)."""

@@ -17,7 +17,7 @@ from whisperfold.compiler import verify as verify_module
 from whisperfold.compiler.manifests import Item, read_items
 from whisperfold.compiler.verify import print_report, verify
 from whisperfold.compiler.wer import Evaluation, Utterance, evaluate, paired_bootstrap, word_errors
-from whisperfold.runtime.decoding import DecodingOptions
+from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.errors import CompileError
 
 TEXTS = ["Mr. Hale couldn't go!", "the colour of twenty five apples", "", "red green blue grey"]

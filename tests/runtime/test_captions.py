@@ -5,7 +5,7 @@ from rich.console import Console
 
 from whisperfold.runtime.captions import Captions, level_bar
 from whisperfold.runtime.microphone import MicrophoneStatus
-from whisperfold.runtime.stream import StreamEvent
+from whisperfold.runtime.stream_event import StreamEvent
 from whisperfold.runtime.transcript import Word
 
 

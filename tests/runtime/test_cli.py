@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from whisperfold.runtime import cli, plugins, progress
+from whisperfold.runtime import cli, devices, listen_command, microphone, plugins, progress
 from whisperfold.runtime.bundle import default_bundle
 from whisperfold.runtime.errors import AudioError, ConfigError
 
@@ -60,7 +60,18 @@ def recogniser(monkeypatch):
         return fake
 
     monkeypatch.setattr(cli, "_open_transcriber", fake_open)
+    monkeypatch.setattr(listen_command, "_open_transcriber", fake_open)
     return fake
+
+
+@pytest.fixture
+def usb_microphone(monkeypatch):
+    """The only device that can record; PortAudio is not asked."""
+    device = devices.InputDevice(3, "USB Mic", 1, 48000, "ALSA", True)
+    for module in (devices, microphone):
+        monkeypatch.setattr(module, "load_sounddevice", lambda: None)
+        monkeypatch.setattr(module, "list_devices", lambda refresh=False: [device])
+    return device
 
 
 @pytest.fixture
@@ -95,6 +106,7 @@ def test_transcribe_to_stdout(recogniser, clip, capsys):
 def test_options_reach_the_recogniser(recogniser, clip):
     arguments = ["--language", "en", "--task", "translate", "--threads", "2", "--word-timestamps"]
     arguments += ["--beam-size", "3", "--prompt", "Kennedy", "--no-vad", "--bundle", "some/bundle"]
+    arguments += ["--hotword", "Ada", "--hotword", "New Delhi"]
     assert cli.main(["transcribe", clip, *arguments]) == 0
     assert recogniser.opened == [(Path("some/bundle"), 2)]
     assert recogniser.options == {
@@ -103,6 +115,7 @@ def test_options_reach_the_recogniser(recogniser, clip):
         "word_timestamps": True,
         "beam_size": 3,
         "prompt": "Kennedy",
+        "hotwords": ("Ada", "New Delhi"),
         "vad": False,
     }
 
@@ -226,30 +239,46 @@ def test_listen_refuses_what_cannot_be(recogniser, clip, capsys):
     assert "exclude each other" in capsys.readouterr().err
     assert cli.main(["listen", "--as-fast-as-possible"]) == 2
     assert "needs --input FILE" in capsys.readouterr().err
-    assert cli.main(["listen", "--input", clip, "--format", "srt"]) == 2
-    assert "use one of txt, jsonl" in capsys.readouterr().err
+    assert cli.main(["listen", "--input", clip, "--format", "json"]) == 2
+    assert "use one of text, txt, jsonl, srt, vtt" in capsys.readouterr().err
+    assert cli.main(["listen", "--input", clip, "--policy", "hope"]) == 2
+    assert "policy 'hope'" in capsys.readouterr().err
+    assert recogniser.opened == []
 
 
-def test_listen_to_an_unknown_device(recogniser, monkeypatch, capsys):
-    from whisperfold.runtime import microphone
-
-    device = microphone.InputDevice(3, "USB Mic", 1, 48000, "ALSA", True)
-    monkeypatch.setattr(microphone, "_load_sounddevice", lambda: None)
-    monkeypatch.setattr(microphone, "list_devices", lambda: [device])
+def test_listen_to_an_unknown_device(recogniser, usb_microphone, capsys):
     assert cli.main(["listen", "--device", "webcam"]) == 2
     assert "no input device 'webcam'; there are: 3 'USB Mic'" in capsys.readouterr().err
     assert recogniser.opened == [], "the device is checked before the weights are loaded"
 
 
-def test_devices(monkeypatch, capsys):
-    from whisperfold.runtime import microphone
-
-    device = microphone.InputDevice(3, "USB Mic", 1, 48000, "ALSA", True)
-    monkeypatch.setattr(microphone, "list_devices", lambda: [device])
+def test_devices(usb_microphone, capsys):
     assert cli.main(["devices"]) == 0
     assert capsys.readouterr().out == "*  3  USB Mic  (ALSA, 1 channels, 48000 Hz)\n"
     assert cli.main(["devices", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["native_rate_hz"] == 48000
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["native_rate_hz"] == 48000 and record["would_use"] is True
+
+
+def test_doctor_ends_with_1_when_something_is_broken(tmp_path, capsys):
+    assert cli.main(["doctor", "--no-microphone", "--json", "--bundle", str(tmp_path / "none")]) == 1
+    findings = json.loads(capsys.readouterr().out)
+    assert [finding["check"] for finding in findings if finding["state"] == "broken"] == ["bundle"]
+
+
+def test_serve_refuses_a_wrong_config_in_one_line(tmp_path, capsys):
+    config = tmp_path / "serve.toml"
+    config.write_text("prot = 8321\n")
+    assert cli.main(["serve", "--config", str(config)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("whisperfold: ") and error.count("\n") == 1 and str(config) in error
+
+
+def test_help_lists_every_command(capsys):
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for command in ("transcribe", "listen", "serve", "devices", "doctor", "info", "version", "compile", "verify"):
+        assert f" {command} " in out
 
 
 def test_subtitles_of_a_bad_file_are_not_even_begun(recogniser, tmp_path, capsys):
@@ -377,8 +406,9 @@ def test_listen_to_a_file_for_real(packaged_bundle):
     done = whisperfold("listen", "--input", str(SAMPLE), "--as-fast-as-possible", "--format", "jsonl")
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in done.stdout.splitlines()]
-    assert "country" in " ".join(record["text"] for record in records).lower()
-    assert all(record["start_s"] < record["end_s"] <= 11.5 for record in records)
+    finals = [record for record in records if record["type"] == "final"]
+    assert "country" in " ".join(record["text"] for record in finals).lower()
+    assert all(record["start_s"] < record["end_s"] <= 11.5 for record in finals)
 
 
 def test_info_for_real(packaged_bundle, capsys):

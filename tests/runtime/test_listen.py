@@ -16,7 +16,7 @@ import typer
 from whisperfold.runtime import listen_command, microphone
 from whisperfold.runtime.errors import AudioError, ConfigError, WhisperfoldError
 from whisperfold.runtime.listen import Clock, file_chunks, listen, saved, until
-from whisperfold.runtime.stream import StreamEvent
+from whisperfold.runtime.stream_event import StreamEvent
 
 
 class FakeTime:

@@ -6,7 +6,7 @@ import pytest
 from whisperfold.runtime.errors import ConfigError
 from whisperfold.runtime.listen_output import CUE_CHARS, CUE_S, cues, open_output
 from whisperfold.runtime.microphone import MicrophoneStatus
-from whisperfold.runtime.stream import StreamEvent
+from whisperfold.runtime.stream_event import StreamEvent
 from whisperfold.runtime.transcript import Word
 
 

@@ -11,7 +11,7 @@ from whisperfold.runtime.errors import BundleError
 from whisperfold.runtime.level import LevelMeter
 from whisperfold.runtime.microphone import MicrophoneStatus
 from whisperfold.runtime.microphone_source import QUEUE_RECORDS, MicrophoneSource
-from whisperfold.runtime.stream import StreamEvent
+from whisperfold.runtime.stream_event import StreamEvent
 
 CHUNK = np.zeros(1600, np.float32)
 

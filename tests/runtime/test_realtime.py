@@ -18,7 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 from whisperfold.runtime.errors import ConfigError
 from whisperfold.runtime.realtime_items import RealtimeItems
 from whisperfold.runtime.realtime_settings import RealtimeSettings
-from whisperfold.runtime.stream import StreamEvent
+from whisperfold.runtime.stream_event import StreamEvent
 from whisperfold.runtime.transcribe import Transcriber
 
 TEXT = "conversation.item.input_audio_transcription"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from whisperfold.runtime.audio import load_audio
-from whisperfold.runtime.decoding import DecodingOptions
+from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.errors import AudioError, BundleError, ConfigError
 from whisperfold.runtime.transcribe import Transcriber
 from whisperfold.runtime.windows import max_samples

@@ -20,7 +20,7 @@ from wyoming.ping import Ping, Pong
 from whisperfold.runtime.errors import BusyError, ConfigError, ServerError
 from whisperfold.runtime.metrics import Metrics
 from whisperfold.runtime.recognizer import Recognizer
-from whisperfold.runtime.stream import StreamEvent
+from whisperfold.runtime.stream_event import StreamEvent
 from whisperfold.runtime.wyoming_connection import WyomingLimits
 from whisperfold.runtime.wyoming_server import WyomingServer, serve_wyoming
 from whisperfold.runtime.wyoming_stream import GrowingText

@@ -44,7 +44,7 @@ def serving(bundle: Path, folder: Path, **settings: str | int) -> Iterator[Serve
     config, log_path = folder / "serve.toml", folder / "serve.log"
     values = {"port": 0, "token": TOKEN, "bundle": str(bundle), "threads": 2, **settings}
     config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
-    command = [sys.executable, "/tmp/c_wf.py", "serve", "--config", str(config)]
+    command = [sys.executable, "-m", "whisperfold.runtime.cli", "serve", "--config", str(config)]
     with log_path.open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             yield Served(_announced_port(process, log_path))

@@ -11,6 +11,8 @@ from chromium import Browser, Page
 from served import Served
 from spoken import SPEECH, cue_times, n_different_words
 
+_COMMITTED = "[...document.querySelectorAll('.captions .committed')].map((span) => span.textContent).join(' ')"
+
 
 def test_live_captions_of_the_browsers_microphone(browser: Browser, page: Page, tmp_path: Path) -> None:
     page.press("Start listening")
@@ -18,13 +20,11 @@ def test_live_captions_of_the_browsers_microphone(browser: Browser, page: Page, 
     page.wait_for("document.querySelector('.captions .tentative')?.textContent", timeout_s=15)
     assert page.run("document.querySelector('.captions .tentative').getAttribute('aria-hidden')") == "true"
     page.wait_for("Number(document.getElementById('level').getAttribute('aria-valuenow')) > -50")
-    page.wait_for("/do for your country/i.test(document.getElementById('captions').textContent)", timeout_s=25)
+    page.wait_for(f"/do for your country/i.test({_COMMITTED})", timeout_s=25)
     latency = page.text("#latency")
     page.press("Stop")
     page.wait_for("document.getElementById('state').textContent === 'Ready'", timeout_s=15)
-    committed = page.run(
-        "[...document.querySelectorAll('.captions .committed')].map((span) => span.textContent).join(' ')"
-    )
+    committed = page.run(_COMMITTED)
     assert n_different_words(committed, SPEECH) <= 3, committed
     assert page.run("[...document.querySelectorAll('.captions .tentative')].every((span) => !span.textContent)")
     assert re.fullmatch(r"\d+\.\d s", latency), latency
@@ -45,12 +45,10 @@ def test_nothing_is_lost_when_the_connection_breaks(page: Page) -> None:
     assert "nothing is lost" in page.text("#live-notice")
     page.wait_for("document.getElementById('elapsed').textContent === '0:09'", timeout_s=15)
     page.run("window.WebSocket = Real; window.dispatchEvent(new Event('online'))")
-    page.wait_for("/do for your country/i.test(document.getElementById('captions').textContent)", timeout_s=25)
+    page.wait_for(f"/do for your country/i.test({_COMMITTED})", timeout_s=25)
     page.press("Stop")
     page.wait_for("document.getElementById('state').textContent === 'Ready'", timeout_s=15)
-    committed = page.run(
-        "[...document.querySelectorAll('.captions .committed')].map((span) => span.textContent).join(' ')"
-    )
+    committed = page.run(_COMMITTED)
     assert n_different_words(committed, SPEECH) <= 3, committed
 
 
