@@ -1,7 +1,7 @@
 # whisperfold: one entry point for everything a person or CI does.
 #
 #   make run      .venv with the runtime only (no torch), transcript of the packaged sample; ARGS="clip.wav --format srt"
-#   make test     adds the [compiler,dev] extras to .venv; system packages, ruff, mypy, pytest -m "not slow"
+#   make test     adds the [compiler,serve,dev] extras to .venv; system packages, ruff, mypy, pytest -m "not slow"
 #   make lint     ruff and mypy only
 #   make bench    speed, memory and WER beside faster-whisper and whisper.cpp; table to stdout, JSON beside it
 #   make bundle   rebuild the packaged bundle (minutes; writes runtime/bundles/tiny.en)
@@ -29,7 +29,7 @@ run: $(VENV)/.stamp-runtime
 	@$(BIN)/whisperfold transcribe $(ARGS)
 
 test: $(VENV)/.stamp-dev
-	@deploy/system-packages.sh
+	@deploy/system-packages.sh --test
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -q -m "not slow" --timeout 300
 
@@ -53,7 +53,7 @@ $(VENV)/.stamp-runtime: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[compiler,dev]'
+	$(PIP) --editable '.[compiler,serve,dev]'
 	@touch $(VENV)/.stamp-runtime $@
 
 $(VENV)/.stamp-bench: $(VENV)/.stamp-dev

@@ -70,6 +70,9 @@ class SpeechProbability:
 
     def __init__(self) -> None:
         self._session = _silero()
+        self._heard: np.ndarray
+        self._h: np.ndarray
+        self._c: np.ndarray
         self.reset()
 
     def push(self, samples: np.ndarray) -> np.ndarray:
@@ -89,9 +92,9 @@ class SpeechProbability:
 
     def reset(self) -> None:
         """Forget the stream."""
-        self._heard: np.ndarray = np.zeros(CONTEXT_SAMPLES, np.float32)
-        self._h: np.ndarray = np.zeros((1, 1, 128), np.float32)
-        self._c: np.ndarray = np.zeros((1, 1, 128), np.float32)
+        self._heard = np.zeros(CONTEXT_SAMPLES, np.float32)
+        self._h = np.zeros((1, 1, 128), np.float32)
+        self._c = np.zeros((1, 1, 128), np.float32)
 
 
 @lru_cache(maxsize=1)
