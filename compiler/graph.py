@@ -23,6 +23,8 @@ class Graph:
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
+        self.matrices: set[str] = set()  # values that are stored matrices (backward.py)
+        self.sizes: dict[str, list[int]] = {}  # of the parts that `join` has joined
 
     def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:
         """Declare a graph input; a string in shape is a dynamic dimension."""
@@ -45,6 +47,18 @@ class Graph:
         """Return an int64 vector constant, shared by all uses of the same values."""
         return self.constant("ints_" + "_".join(map(str, values)).replace("-", "m"), list(values))
 
+    def scalar(self, value: float) -> str:
+        """Return a float32 constant, shared by all uses of the same value."""
+        return self.constant(f"float_{value!r}", np.array(value, np.float32))
+
+    def join(self, parts: Sequence[str], sizes: Sequence[int], axis: int) -> str:
+        """Concatenate values of known sizes along an axis."""
+        if len(parts) == 1:
+            return parts[0]
+        joined = str(self.op("Concat", *parts, axis=axis))
+        self.sizes[joined] = list(sizes)
+        return joined
+
     def op(self, kind: str, *inputs: str, n_out: int = 1, domain: str = "", **attributes: Any) -> Any:
         """Add a node; return its output's name, or a list of names where n_out > 1."""
         label = f"{kind}_{len(self.nodes)}"
@@ -66,6 +80,17 @@ class Graph:
         """Split (batch, n, n_head * width) and transpose; default (batch, n_head, n, width)."""
         split = self.op("Reshape", x, self.ints(0, 0, n_head, -1))
         return self.op("Transpose", split, perm=list(axes))
+
+    def prune(self) -> None:
+        """Drop nodes and initializers that no output needs."""
+        needed = {item.name for item in self.outputs}
+        kept = []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                kept.append(node)
+                needed.update(node.input)
+        self.nodes = kept[::-1]
+        self.initializers = {name: tensor for name, tensor in self.initializers.items() if name in needed}
 
     def model(self) -> onnx.ModelProto:
         """Return the checked model."""

@@ -16,6 +16,7 @@ import numpy as np
 from whisperfold.runtime.timing import median_filter
 from whisperfold.runtime.tokenizer import Tokenizer
 
+_MARKS = string.punctuation + string.whitespace + "…“”‘’。，！？、"
 POLICIES = ("local-agreement", "attention-frontier")
 
 
@@ -53,14 +54,14 @@ def whole_words(tokens: Sequence[int], n_tokens: int, tokenizer: Tokenizer, lang
         tokenizer: splits them into words.
         language: decides whether spaces separate words.
     """
-    end, bare_end = 0, 0
-    for text, ids in tokenizer.split_words(tokens, language):
+    end = 0
+    for _, ids in tokenizer.split_words(tokens, language):
         if end + len(ids) > n_tokens:
-            break
+            return end
         end += len(ids)
-        if text.strip(string.punctuation + string.whitespace + "…。，！？、"):
-            bare_end = end
-    return bare_end if end == len(tokens) else end
+    while end and not tokenizer.decode(tokens[end - 1 : end]).strip(_MARKS):
+        end -= 1
+    return end
 
 
 def ends_sentence(text: str) -> bool:

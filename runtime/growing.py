@@ -9,6 +9,7 @@ window. So an hour without a pause costs as much per second as a minute.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -103,9 +104,14 @@ class GrowingWindow:
         """Commit what the last two hypotheses share, as far as it attends to audio older than margin_s."""
         self._commit_whole(min(agreed_tokens(self._previous, self._tail), self._before(margin_s)))
 
-    def commit_before(self, margin_s: float) -> None:
-        """Commit what attends to audio older than margin_s."""
-        self._commit_whole(self._before(margin_s))
+    def commit_before(self, margin_s: float, patience_s: float, confidence: float) -> None:
+        """Commit what attends to audio older than margin_s; less probable tokens wait until it is patience_s old."""
+        sure, late = self._before(margin_s), self._before(patience_s)
+        if self.result is not None:
+            logprobs = self.result.token_logprobs[len(self.committed) :]
+            doubtful = (i for i in range(late, sure) if logprobs[i] < math.log(confidence))
+            sure = next(doubtful, sure)
+        self._commit_whole(sure)
 
     def commit_all(self) -> None:
         """Commit the whole hypothesis."""
@@ -147,11 +153,13 @@ class GrowingWindow:
         """All committed words, those of earlier utterances too."""
         if self.result is None or not self.committed:
             return []
-        known = replace(self.result, tokens=self.committed, token_logprobs=self.logprobs)
+        known = replace(self.result, token_logprobs=self.logprobs)
         offset_s = self.start / SAMPLE_RATE
         return [
             replace(word, start_s=word.start_s + offset_s, end_s=word.end_s + offset_s)
-            for word in word_timestamps(known, self._engine.tokenizer, self.n_samples / SAMPLE_RATE)
+            for word in word_timestamps(
+                known, self._engine.tokenizer, self.n_samples / SAMPLE_RATE, len(self.committed)
+            )
         ]
 
     def _quietest_boundary(self, words: list[Word]) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +25,7 @@ from whisperfold.runtime.errors import BundleError, BusyError, ConfigError
 from whisperfold.runtime.live_stream import LiveStream
 from whisperfold.runtime.memory import give_back
 from whisperfold.runtime.recording import Recording, close_blocks
+from whisperfold.runtime.session import DEFAULT_PROVIDERS
 from whisperfold.runtime.transcribe import Transcriber
 from whisperfold.runtime.transcript import Segment, Transcription
 from whisperfold.runtime.workers import BULK, FINAL, Workers
@@ -50,6 +51,7 @@ class Recognizer:
         max_waiting: int = 64,
         idle_unload_s: float | None = None,
         metrics: Metrics | None = None,
+        providers: Sequence[str] = DEFAULT_PROVIDERS,
     ) -> None:
         """Read the bundle's manifest; the weights come with the first work.
 
@@ -60,6 +62,7 @@ class Recognizer:
             max_waiting: clips, files and streams beyond those that run; more are refused.
             idle_unload_s: drop the weights after this long without work; None keeps them.
             metrics: where work is counted.
+            providers: onnxruntime's execution providers, the preferred one first.
 
         Raises:
             BundleError: the bundle is missing, incomplete or too new.
@@ -70,6 +73,7 @@ class Recognizer:
         self._path = bundle or default_bundle()
         self._bundle = Bundle.open(self._path, check=False)
         self._threads, self._n_workers, self._max_waiting = threads, workers, max_waiting
+        self._providers = tuple(providers)
         self._idle_unload_s = idle_unload_s
         self._metrics = metrics
         self._workers = Workers(workers)
@@ -242,7 +246,7 @@ class Recognizer:
         """Load weights on a thread of their own: the workers may be busy with the old ones."""
         started_s = time.monotonic()
         try:
-            fresh = await asyncio.to_thread(Transcriber.open, path, self._threads, check)
+            fresh = await asyncio.to_thread(Transcriber.open, path, self._threads, check, self._providers)
         except BundleError as error:
             self._load_error = str(error)
             raise

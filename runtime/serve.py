@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import socket
@@ -98,7 +99,13 @@ async def _serve(
     """Build, start, run, stop."""
     metrics = Metrics()
     recognizer = Recognizer(
-        config.bundle, config.threads, config.workers, config.max_waiting, config.idle_unload_s, metrics
+        config.bundle,
+        config.threads,
+        config.workers,
+        config.max_waiting,
+        config.idle_unload_s,
+        metrics,
+        config.providers,
     )
     microphone = _open_microphone(config, recognizer)
     app = create_app(config, recognizer, metrics, microphone)
@@ -131,14 +138,17 @@ def _open_microphone(config: ServerConfig, recognizer: Recognizer) -> Microphone
     """The device's microphone, if one is configured."""
     if config.microphone is None:
         return None
+    from whisperfold.runtime.microphone import Microphone
     from whisperfold.runtime.microphone_source import MicrophoneSource
 
-    return MicrophoneSource(recognizer, None if config.microphone == "default" else config.microphone)
+    device = None if config.microphone == "default" else config.microphone
+    return MicrophoneSource(recognizer, device, open_microphone=functools.partial(Microphone, block_s=config.chunk_s))
 
 
 @contextlib.asynccontextmanager
 async def _wyoming(config: ServerConfig, recognizer: Recognizer, metrics: Metrics) -> AsyncIterator[None]:
     """The Wyoming port."""
+    from whisperfold.runtime.wyoming_connection import WyomingLimits
     from whisperfold.runtime.wyoming_server import serve_wyoming
 
     host = config.wyoming_host or config.host
@@ -146,7 +156,10 @@ async def _wyoming(config: ServerConfig, recognizer: Recognizer, metrics: Metric
         _LOG.warning(
             "event=wyoming_open host=%s: that protocol has no password; a firewall must say who may come", host
         )
-    server = await serve_wyoming(recognizer, host, config.wyoming_port or 0, metrics, config.zeroconf)
+    limits = WyomingLimits(
+        connections=config.max_connections, idle_s=config.idle_timeout_s, backlog_s=config.max_buffer_s
+    )
+    server = await serve_wyoming(recognizer, host, config.wyoming_port or 0, metrics, config.zeroconf, limits)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from whisperfold.runtime.errors import ConfigError
+from whisperfold.runtime.session import DEFAULT_PROVIDERS
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 NEED_RESTART = (
@@ -21,10 +22,12 @@ NEED_RESTART = (
     "unix_socket",
     "threads",
     "workers",
+    "providers",
     "wyoming_port",
     "wyoming_host",
     "zeroconf",
     "microphone",
+    "chunk_s",
     "max_waiting",
     "idle_unload_s",
     "allowed_origins",
@@ -56,6 +59,8 @@ class ServerConfig:
     """CPU threads of one run; 0 takes the CPUs there are, at most 4."""
     workers: int = 1
     """Runs at the same time."""
+    providers: tuple[str, ...] = DEFAULT_PROVIDERS
+    """onnxruntime's execution providers, the preferred one first; the bundle decides the precision."""
     model_aliases: tuple[str, ...] = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe")
     """Model names that clients may ask for and get the bundle."""
     wyoming_port: int | None = None
@@ -66,6 +71,8 @@ class ServerConfig:
     """Announce the Wyoming port in the local network."""
     microphone: str | None = None
     """Input device whose captions clients can follow: index, name or part of it, "default"; none is off."""
+    chunk_s: float = 0.1
+    """Length of the microphone's blocks, seconds: shorter ones cost more wake-ups and save as much latency."""
     max_upload_bytes: int = 100 * 2**20
     """Largest request body, bytes."""
     max_duration_s: float = 7200.0
@@ -151,6 +158,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "wyoming_port": (0, 65535),
     "threads": (0, 256),
     "workers": (1, 64),
+    "chunk_s": (0.02, 1.0),
     "max_upload_bytes": (1024, 2**40),
     "max_duration_s": (1.0, 86400.0),
     "max_connections": (1, 10000),

@@ -10,6 +10,7 @@ step are the past of the next one. Only the asked-for logit rows come back.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import onnxruntime as ort
 from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.errors import AudioError, BundleError, ConfigError
 from whisperfold.runtime.tokenizer import Tokenizer
+
+DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 
 
 @dataclass(frozen=True)
@@ -50,26 +53,31 @@ class KVCache:
 class Engine:
     """Encoder and decoder sessions of one bundle; shared by all threads, holds no utterance's state."""
 
-    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> None:
         """Load the graphs of a bundle.
 
         Args:
             bundle: an opened bundle.
             threads: threads per session; 0 takes the CPUs this process may use, at most 4.
+            providers: onnxruntime's execution providers, the preferred one first.
 
         Raises:
             BundleError: onnxruntime cannot load a graph, or its inputs are not the manifest's.
-            ConfigError: threads is negative.
+            ConfigError: threads is negative, or this onnxruntime has not got a provider.
         """
         if threads < 0:
             raise ConfigError(f"threads={threads}: expected 0 (automatic) or more")
+        missing = [name for name in providers if name not in ort.get_available_providers()]
+        if missing or not providers:
+            available = ", ".join(ort.get_available_providers())
+            raise ConfigError(f"providers {missing}: this onnxruntime has {available}; install another build of it")
         self.bundle = bundle
         self.dims = bundle.dims
         self.tokens = bundle.tokens
         self.threads = threads or min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
         self.tokenizer = Tokenizer(bundle.file("tokenizer.json"), bundle.tokens)
-        self._encoder = _load(bundle.file("encoder.onnx"), self.threads)
-        self._decoder = _load(bundle.file("decoder.onnx"), self.threads)
+        self._encoder = _load(bundle.file("encoder.onnx"), self.threads, providers)
+        self._decoder = _load(bundle.file("decoder.onnx"), self.threads, providers)
         n_layer = self.dims.n_text_layer
         pairs = [f"{part}_{layer}" for layer in range(n_layer) for part in ("k", "v")]
         self._cross_names = [f"cross_{pair}" for pair in pairs]
@@ -204,7 +212,7 @@ def _take(value: ort.OrtValue, rows: np.ndarray) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(np.take(value.numpy(), rows, axis=0))
 
 
-def _load(path: Path, threads: int) -> ort.InferenceSession:
+def _load(path: Path, threads: int, providers: Sequence[str]) -> ort.InferenceSession:
     """One session with few threads and little memory beside the weights."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -215,6 +223,6 @@ def _load(path: Path, threads: int) -> ort.InferenceSession:
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")  # the other session needs the cores
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # onnxruntime's exceptions share no public base class
         raise BundleError(f"{path}: onnxruntime cannot load it ({error}); compile the bundle again") from error

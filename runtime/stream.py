@@ -49,6 +49,10 @@ class StreamOptions:
     """Most time spent on partial hypotheses, per second of audio: a slow device makes fewer."""
     frontier_s: float = 0.8
     """Words that attend to newer audio than this wait."""
+    patience_s: float = 1.6
+    """attention-frontier: improbable words wait until they attend to audio that is older than this."""
+    confidence: float = 0.5
+    """attention-frontier: words with a token below this probability are improbable."""
     pause_s: float = 0.1
     """Quiet after which the text is decoded as if it were the end, so that the final is ready when it is."""
     sentence_end_s: float = 0.2
@@ -67,6 +71,11 @@ class StreamOptions:
             raise ConfigError(f"policy {self.policy!r}: expected {' or '.join(POLICIES)}")
         if min(self.step_s, self.load, self.window_s, self.utterance_end_s) <= 0.0:
             raise ConfigError("step_s, load, window_s and utterance_end_s: expected above 0")
+        if not (0.0 < self.confidence < 1.0 and self.frontier_s <= self.patience_s):
+            raise ConfigError(
+                f"confidence={self.confidence}, frontier_s={self.frontier_s}, patience_s={self.patience_s}: "
+                "expected 0 < confidence < 1 and frontier_s <= patience_s"
+            )
         if not 0.0 < self.pause_s <= self.sentence_end_s <= self.utterance_end_s:
             raise ConfigError(
                 f"pause_s={self.pause_s}, sentence_end_s={self.sentence_end_s}, utterance_end_s="
@@ -243,7 +252,8 @@ class StreamingSession:
     def _commit(self, utterance: _Utterance) -> None:
         """Commit what the policy trusts."""
         if self._by_attention:
-            utterance.window.commit_before(self.options.frontier_s)
+            options = self.options
+            utterance.window.commit_before(options.frontier_s, options.patience_s, options.confidence)
         else:
             utterance.window.commit_agreed(self.options.frontier_s)
 
@@ -275,14 +285,15 @@ class StreamingSession:
         if not text:
             return []
         end = utterance.speech_end if utterance.speech_end is not None else self._n_samples
+        start_s, end_s = utterance.start / SAMPLE_RATE, end / SAMPLE_RATE
         return [
             StreamEvent(
                 "final",
                 utterance.number,
-                utterance.start / SAMPLE_RATE,
-                end / SAMPLE_RATE,
+                start_s,
+                end_s,
                 text,
-                words=tuple(utterance.words),
+                words=tuple(word.within(start_s, end_s) for word in utterance.words),
                 language=window.language,
                 avg_logprob=float(np.mean(utterance.logprobs)),
                 no_speech_prob=window.result.no_speech_prob if window.result is not None else 0.0,

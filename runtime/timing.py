@@ -23,26 +23,29 @@ _APPENDED = frozenset("\"'.。,，!！?？:：”)]}、;…-")
 """Punctuation that belongs to the word before."""
 
 
-def word_timestamps(result: DecodingResult, tokenizer: Tokenizer, audio_s: float) -> list[Word]:
+def word_timestamps(
+    result: DecodingResult, tokenizer: Tokenizer, audio_s: float, n_tokens: int | None = None
+) -> list[Word]:
     """Return the words of a decoded window.
 
     Args:
         result: of `decode` with attention=True.
         tokenizer: of the same bundle.
         audio_s: seconds of audio in the window, without padding; no word ends later.
+        n_tokens: return the words of the first n tokens only; all of them are aligned.
 
     Returns:
         Words with times in seconds from the window's start; empty if there is no text or no attention.
     """
     rows = [i for i, token in enumerate(result.tokens) if token < tokenizer.tokens.eot]
-    text_tokens = [result.tokens[i] for i in rows]
-    if not rows or result.cross_attention is None or result.cross_attention.shape[0] == 0:
+    text_tokens = [result.tokens[i] for i in rows if n_tokens is None or i < n_tokens]
+    if not text_tokens or result.cross_attention is None or result.cross_attention.shape[0] == 0:
         return []
     n_positions = max(1, min(result.cross_attention.shape[2], round(audio_s / TIMESTAMP_S)))
     if result.cross_attention.shape[1] > len(result.tokens):
         rows = [*rows, len(result.tokens)]  # the row of eot ends the last word
     starts_s = align(result.cross_attention[:, rows, :n_positions]) * TIMESTAMP_S
-    bounds_s = np.append(starts_s, [audio_s] * (len(text_tokens) + 1 - len(rows)))
+    bounds_s = np.append(starts_s, audio_s)
     probabilities = np.exp([result.token_logprobs[i] for i in rows[: len(text_tokens)]])
     words, first = [], 0
     for text, ids in tokenizer.split_words(text_tokens, result.language):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.errors import ConfigError
 from whisperfold.runtime.mel import MelStream, log_mel
 from whisperfold.runtime.segments import window_segments
-from whisperfold.runtime.session import Engine
+from whisperfold.runtime.session import DEFAULT_PROVIDERS, Engine
 from whisperfold.runtime.stream import StreamingSession, StreamOptions
 from whisperfold.runtime.transcript import Segment, Transcription, Word
 from whisperfold.runtime.windows import AudioWindow, cut_windows, max_samples, pad, padded_samples
@@ -35,7 +35,11 @@ class Transcriber:
 
     @classmethod
     def open(
-        cls, bundle: str | os.PathLike[str] | None = None, threads: int | None = None, check: bool = True
+        cls,
+        bundle: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
+        check: bool = True,
+        providers: Sequence[str] = DEFAULT_PROVIDERS,
     ) -> Transcriber:
         """Load a bundle.
 
@@ -43,11 +47,12 @@ class Transcriber:
             bundle: its directory; None is the one that ships in the package.
             threads: threads of a run; None or 0 takes the CPUs of this process, at most 4.
             check: compare the checksums of the bundle's files.
+            providers: onnxruntime's execution providers, the preferred one first.
 
         Raises:
             BundleError: the bundle is missing, damaged or too new.
         """
-        return cls(Engine(Bundle.open(bundle or default_bundle(), check=check), threads or 0))
+        return cls(Engine(Bundle.open(bundle or default_bundle(), check=check), threads or 0, providers))
 
     @property
     def language(self) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -16,6 +16,11 @@ class Word:
     """With its leading space, as Whisper gives it."""
     probability: float
     """Mean probability of its tokens, 0 to 1."""
+
+    def within(self, start_s: float, end_s: float) -> Word:
+        """Return the word with its times moved into a stretch."""
+        start, end = (min(max(time_s, start_s), end_s) for time_s in (self.start_s, self.end_s))
+        return replace(self, start_s=start, end_s=end)
 
     def record(self) -> dict[str, Any]:
         """Return plain numbers and strings for JSON, times rounded to the millisecond."""

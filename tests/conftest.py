@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,18 @@ def pytest_report_header(config: pytest.Config) -> str:
 
     bundle = config.getoption("--bundle") or default_bundle()
     return f"numpy {np.__version__}, onnxruntime {onnxruntime.__version__}, bundle {bundle}"
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Undo what the command line does to logging: its handler writes to the stderr of one test, which is closed."""
+    root, package = logging.getLogger(), logging.getLogger("whisperfold")
+    before = root.level, package.level
+    handlers = list(root.handlers)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(before[0])
+    package.setLevel(before[1])
 
 
 @pytest.fixture(scope="session")
