@@ -90,14 +90,20 @@ class GrowingWindow:
         self._mel.push(samples)
         self._samples = np.concatenate([self._samples, samples])
 
-    def hypothesise(self, options: DecodingOptions) -> None:
-        """Decode all of the window; a hypothesis that the guards refuse adds nothing."""
+    def hypothesise(self, options: DecodingOptions, is_last: bool = False) -> None:
+        """Decode all of the window; a hypothesis that the guards refuse adds nothing.
+
+        Args:
+            options: how to search.
+            is_last: there may be no other: a phrase in a loop is taken once, instead of waiting for a better one.
+        """
         n, engine = self.n_samples, self._engine
         mel = self._mel.window(padded_samples(n, engine.bundle.window) - n)
         result = decode(engine, mel, options.changed(prefix=self.committed or None), n / SAMPLE_RATE)
         self._n_judged = n
         self._previous, self._tail = self._tail, ()
-        if result.stop in ("eot", "limit") and len(result.tokens) >= len(self.committed):
+        refused = ("silence",) if is_last else ("silence", "loop")
+        if result.stop not in refused and len(result.tokens) >= len(self.committed):
             self.result, self._tail = result, result.tokens[len(self.committed) :]
 
     def commit_agreed(self, margin_s: float) -> None:

@@ -57,6 +57,8 @@ class Inbox:
             return step
 
     def drop_audio(self) -> None:
-        """Forget the audio that waits."""
-        self._steps = deque(step for step in self._steps if step.kind != "audio")
-        self._n_samples = 0
+        """Forget the audio that waits and that no commit has claimed."""
+        steps = list(self._steps)
+        claimed = max((i + 1 for i, step in enumerate(steps) if step.kind == "commit"), default=0)
+        self._steps = deque(step for i, step in enumerate(steps) if i < claimed or step.kind != "audio")
+        self._n_samples = sum(step.samples.size for step in self._steps)

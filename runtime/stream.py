@@ -203,10 +203,10 @@ class StreamingSession:
             else:
                 self._utterance.speech_end = None
         if self._utterance is not None:
-            if self._utterance.speech_end is not None:
-                events += self._pause(self._utterance)
-            elif self._utterance.window.n_samples >= self._limit:
+            if self._utterance.window.n_samples >= self._limit:
                 events += self._overflow(self._utterance)
+            elif self._utterance.speech_end is not None:
+                events += self._pause(self._utterance)
         return events
 
     def _open(self, at: int) -> StreamEvent:
@@ -307,7 +307,7 @@ class StreamingSession:
     def _decode(self, utterance: _Utterance, decoding: DecodingOptions) -> None:
         """Make a hypothesis, and note what it costs; the first one with text decides the language."""
         started_s = time.perf_counter()
-        utterance.window.hypothesise(decoding)
+        utterance.window.hypothesise(decoding, is_last=decoding is self._decoding)
         self._cost_s = time.perf_counter() - started_s
         if decoding.language is None and utterance.window.committed:
             self._decoding = replace(self._decoding, language=utterance.window.language)
