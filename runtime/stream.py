@@ -62,7 +62,9 @@ class StreamOptions:
     window_s: float = 15.0
     """A window that has grown longer is cut between committed words."""
     context_s: float = 12.0
-    """An utterance that starts within this time from the start of the last window goes on in it."""
+    """An utterance that starts within this time from the start of the last window goes on in it ..."""
+    context_gap_s: float = 2.0
+    """... unless it has been quiet for this long: the guards against noise then judge what is heard on its own."""
     partials: bool = True
     """Make hypotheses while the speaker talks."""
 
@@ -190,7 +192,7 @@ class StreamingSession:
         window = self._context if self._utterance is None else self._utterance.window
         if window is not None:
             window.hear(step)
-            if self._utterance is None and window.n_samples > self.options.context_s * SAMPLE_RATE:
+            if self._utterance is None and self._is_old(window):
                 self._context = None
         for event in self._detector.push(step):
             at = round(event.time_s * SAMPLE_RATE)
@@ -208,6 +210,11 @@ class StreamingSession:
             elif self._utterance.speech_end is not None:
                 events += self._pause(self._utterance)
         return events
+
+    def _is_old(self, window: GrowingWindow) -> bool:
+        """Whether the last utterance's window is too long, or too long ago, to be the next one's left context."""
+        quiet_s = (self._n_samples - self._n_used) / SAMPLE_RATE
+        return window.n_samples > self.options.context_s * SAMPLE_RATE or quiet_s > self.options.context_gap_s
 
     def _open(self, at: int) -> StreamEvent:
         """Begin an utterance whose speech starts at a sample number."""

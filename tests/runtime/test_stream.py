@@ -52,9 +52,9 @@ def windows_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     lengths_s: list[float] = []
     hypothesise = GrowingWindow.hypothesise
 
-    def counted(window: GrowingWindow, options: Any) -> None:
+    def counted(window: GrowingWindow, *options: Any, **more: Any) -> None:
         lengths_s.append(window.n_samples / SAMPLE_RATE)
-        hypothesise(window, options)
+        hypothesise(window, *options, **more)
 
     monkeypatch.setattr(GrowingWindow, "hypothesise", counted)
     return lengths_s
