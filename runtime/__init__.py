@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         WhisperfoldError,
     )
     from whisperfold.runtime.mel import MelStream, log_mel
+    from whisperfold.runtime.stream import StreamingSession, StreamOptions
+    from whisperfold.runtime.stream_event import StreamEvent
     from whisperfold.runtime.transcribe import Session, Transcriber
     from whisperfold.runtime.transcript import Segment, Transcription, Word
 
@@ -50,6 +52,8 @@ _MODULES = {
         "WhisperfoldError",
     ),
     "mel": ("MelStream", "log_mel"),
+    "stream": ("StreamOptions", "StreamingSession"),
+    "stream_event": ("StreamEvent",),
     "transcribe": ("Session", "Transcriber"),
     "transcript": ("Segment", "Transcription", "Word"),
 }
@@ -69,6 +73,9 @@ __all__ = [
     "Segment",
     "Session",
     "SourceError",
+    "StreamEvent",
+    "StreamOptions",
+    "StreamingSession",
     "Transcriber",
     "Transcription",
     "WhisperfoldError",
