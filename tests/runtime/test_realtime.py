@@ -152,7 +152,7 @@ def test_without_turn_detection_one_item_per_commit(server: Any, speech: np.ndar
 
 def test_a_cleared_buffer_gives_no_text(server: Any, jfk: np.ndarray) -> None:
     with open_client(server) as client:
-        client.append(jfk[: 16_000 * 3])
+        client.append(jfk[: 16_000 * 2])  # nobody has paused yet: no utterance can end before the clear arrives
         client.send("input_audio_buffer.clear")
         client.until("input_audio_buffer.cleared")
         client.send("input_audio_buffer.commit")

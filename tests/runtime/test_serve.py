@@ -51,9 +51,9 @@ class Process:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        _, rest = self.process.communicate(timeout=20)
-        self.lines.append(rest)
-        return self.process.returncode
+        assert self.process.stderr is not None
+        self.lines.append(self.process.stderr.read())  # communicate() would skip what read_until has read ahead
+        return self.process.wait(timeout=20)
 
 
 @contextmanager
