@@ -18,7 +18,6 @@ from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.errors import ConfigError
 from whisperfold.runtime.filters import LogitFilter, log_sum_exp
 from whisperfold.runtime.guards import compression_ratio, find_loop, max_tokens
-from whisperfold.runtime.hotwords import HotwordBias
 from whisperfold.runtime.session import CrossCache, Engine, KVCache
 from whisperfold.runtime.tokenizer import Tokenizer
 
@@ -179,7 +178,7 @@ def _new_search(
         audio_s if audio_s is not None else window_s, options.max_tokens_per_s, options.extra_tokens, half
     )
     room = engine.dims.n_text_ctx - len(initial) - len(prefix)
-    bias = HotwordBias(options.hotwords, tokenizer, options.hotword_boost) if options.hotwords else None
+    bias = engine.hotword_bias(options.hotwords, options.hotword_boost) if options.hotwords else None
     logit_filter = LogitFilter(
         engine.tokens, engine.dims.n_vocab, options.timestamps, audio_s=window_s, hotwords=bias
     )

@@ -162,7 +162,7 @@ class GrowingWindow:
         known = replace(self.result, token_logprobs=self.logprobs)
         offset_s = self.start / SAMPLE_RATE
         return [
-            replace(word, start_s=word.start_s + offset_s, end_s=word.end_s + offset_s)
+            word.shifted(offset_s)
             for word in word_timestamps(
                 known, self._engine.tokenizer, self.n_samples / SAMPLE_RATE, len(self.committed)
             )

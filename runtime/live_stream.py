@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -68,11 +67,6 @@ class LiveStream:
     def in_speech(self) -> bool:
         """Whether somebody speaks now."""
         return self._session.in_speech
-
-    @property
-    def pending_s(self) -> float:
-        """Seconds of audio that no worker has taken yet."""
-        return sum(chunk.size for chunk in self._pending) / SAMPLE_RATE
 
     async def push(self, samples: np.ndarray) -> list[StreamEvent]:
         """Hear samples, float32 (n,) at 16 kHz; return what they brought.
@@ -147,7 +141,7 @@ class LiveStream:
 
     def _placed(self, events: list[StreamEvent]) -> list[StreamEvent]:
         """Events with times and numbers of the whole stream."""
-        placed = [_shifted(event, self._offset_s, self._first_utterance) for event in events]
+        placed = [event.shifted(self._offset_s, self._first_utterance) for event in events]
         if placed:
             self._n_utterances = max(self._n_utterances, placed[-1].utterance + 1)
         return placed
@@ -170,17 +164,3 @@ class LiveStream:
                     for word, committed_s in zip(event.words, self._committed_s, strict=True):
                         self._metrics.commit_latency.observe(max(0.0, committed_s - word.end_s))
                 self._committed_s = []
-
-
-def _shifted(event: StreamEvent, offset_s: float, first_utterance: int) -> StreamEvent:
-    """The event of a session that began offset_s into the stream."""
-    if offset_s == 0.0 and first_utterance == 0:
-        return event
-    words = tuple(replace(word, start_s=word.start_s + offset_s, end_s=word.end_s + offset_s) for word in event.words)
-    return replace(
-        event,
-        utterance=event.utterance + first_utterance,
-        start_s=event.start_s + offset_s,
-        end_s=event.end_s + offset_s,
-        words=words,
-    )

@@ -11,7 +11,6 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -165,10 +164,8 @@ class RealtimeWorker:
     async def _tell(self, events: Iterable[StreamEvent]) -> None:
         """Send what stream events mean; their times are those of the connection's audio."""
         for event in events:
-            if self._stream_start_s:
-                start_s = self._stream_start_s
-                event = replace(event, start_s=event.start_s + start_s, end_s=event.end_s + start_s)
-            await self._send(self._items.event_records(event, self._settings.is_manual))
+            placed = event.shifted(self._stream_start_s)
+            await self._send(self._items.event_records(placed, self._settings.is_manual))
             if event.kind == "final" and self._log_transcripts:
                 _LOG.info("event=transcript text=%r", event.committed)
 

@@ -7,7 +7,6 @@ Without timestamp tokens a window is one segment; with them it is cut at each cl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from whisperfold.runtime.decoding import DecodingResult
 from whisperfold.runtime.timing import word_timestamps
@@ -24,7 +23,7 @@ def window_segments(window: AudioWindow, result: DecodingResult, tokenizer: Toke
         result: its transcript; with cross attention the segments get words.
         tokenizer: of the same bundle.
     """
-    words = [_shift(word, window.start_s) for word in word_timestamps(result, tokenizer, window.duration_s)]
+    words = [word.shifted(window.start_s) for word in word_timestamps(result, tokenizer, window.duration_s)]
     for start_s, end_s, tokens in timestamp_spans(result.tokens, tokenizer, window.duration_s):
         text = tokenizer.decode(tokens).strip()
         if not text:
@@ -59,11 +58,6 @@ def timestamp_spans(
         start_s = time_s
     if text:
         yield start_s, audio_s, text
-
-
-def _shift(word: Word, offset_s: float) -> Word:
-    """Times from the start of the recording."""
-    return replace(word, start_s=word.start_s + offset_s, end_s=word.end_s + offset_s)
 
 
 def _take_words(words: list[Word], n_characters: int) -> list[Word]:

@@ -20,6 +20,7 @@ import onnxruntime as ort
 
 from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.errors import AudioError, BundleError, ConfigError
+from whisperfold.runtime.hotwords import HotwordBias
 from whisperfold.runtime.tokenizer import Tokenizer
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
@@ -83,6 +84,7 @@ class Engine:
         self._cross_names = [f"cross_{pair}" for pair in pairs]
         self._past_names = [f"past_{pair}" for pair in pairs]
         self._present_names = [f"present_{pair}" for pair in pairs]
+        self._hotwords: tuple[tuple[tuple[str, ...], float], HotwordBias] | None = None
         self._check_graphs()
         self._empty_past = self._make_empty_past()
 
@@ -166,6 +168,17 @@ class Engine:
             taken = [_take(value, np.zeros_like(rows)) for value in cross.values]
             cross = CrossCache(taken, rows.size, cross.n_audio_positions)
         return KVCache(cross, [_take(value, rows) for value in cache.past], cache.length)
+
+    def hotword_bias(self, words: tuple[str, ...], boost: float) -> HotwordBias:
+        """Return the bias of hot words; the last list is kept, as every window asks for it.
+
+        Raises:
+            ConfigError: impossible words or boost.
+        """
+        kept = self._hotwords  # read once: threads with other lists share this engine
+        if kept is None or kept[0] != (words, boost):
+            kept = self._hotwords = ((words, boost), HotwordBias(words, self.tokenizer, boost))
+        return kept[1]
 
     def _make_empty_past(self, batch: int = 1) -> list[ort.OrtValue]:
         """Zero-length past K/V with the widths that the graph declares."""

@@ -22,6 +22,7 @@ from whisperfold.runtime.audio import SAMPLE_RATE, check_samples
 from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.errors import ConfigError
 from whisperfold.runtime.growing import GrowingWindow
+from whisperfold.runtime.level import level_dbfs
 from whisperfold.runtime.stream_event import StreamEvent
 from whisperfold.runtime.transcript import Word
 from whisperfold.runtime.vad import VadOptions, VoiceDetector
@@ -30,6 +31,8 @@ from whisperfold.runtime.windows import PAD_BEFORE_S, max_samples
 if TYPE_CHECKING:
     from whisperfold.runtime.transcribe import Transcriber
 
+_FLOOR_DBFS = -100.0
+"""Lowest level that a session reports."""
 _STEP_SAMPLES = SAMPLE_RATE // 20
 """Pauses are looked for this often, 50 ms."""
 _RECENT_SAMPLES = SAMPLE_RATE
@@ -141,7 +144,7 @@ class StreamingSession:
         self._utterance: _Utterance | None = None
         self._context: GrowingWindow | None = None
         self._cost_s = 0.0
-        self.level_dbfs = -100.0
+        self.level_dbfs = _FLOOR_DBFS
 
     @property
     def in_speech(self) -> bool:
@@ -166,7 +169,7 @@ class StreamingSession:
             AudioError: empty, not float32 mono, or holding NaN.
         """
         check_samples(samples)
-        self.level_dbfs = max(-100.0, 10.0 * float(np.log10(np.mean(np.square(samples)) + 1e-10)))
+        self.level_dbfs = max(_FLOOR_DBFS, level_dbfs(samples))
         events: list[StreamEvent] = []
         for first in range(0, samples.size, _STEP_SAMPLES):
             events += self._hear(samples[first : first + _STEP_SAMPLES])

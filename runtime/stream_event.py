@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from whisperfold.runtime.transcript import Word
@@ -30,6 +30,16 @@ class StreamEvent:
     no_speech_prob: float = 0.0
     lag_s: float = 0.0
     """Length of the chunk that made this event: more than a second means that the device does not keep up."""
+
+    def shifted(self, offset_s: float, first_utterance: int = 0) -> StreamEvent:
+        """Return the event of a stream that began offset_s, and first_utterance utterances, into a longer one."""
+        return replace(
+            self,
+            utterance=self.utterance + first_utterance,
+            start_s=self.start_s + offset_s,
+            end_s=self.end_s + offset_s,
+            words=tuple(word.shifted(offset_s) for word in self.words),
+        )
 
     def record(self) -> dict[str, Any]:
         """Return plain numbers and strings for JSON; "final" has the words."""

@@ -17,6 +17,10 @@ class Word:
     probability: float
     """Mean probability of its tokens, 0 to 1."""
 
+    def shifted(self, offset_s: float) -> Word:
+        """Return the word offset_s later: from a window's time to the recording's."""
+        return replace(self, start_s=self.start_s + offset_s, end_s=self.end_s + offset_s)
+
     def within(self, start_s: float, end_s: float) -> Word:
         """Return the word with its times moved into a stretch."""
         start, end = (min(max(time_s, start_s), end_s) for time_s in (self.start_s, self.end_s))
