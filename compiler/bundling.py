@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from whisperfold.compiler.adapt_graph import add_adapt_graph
 from whisperfold.compiler.export import decoder_graph, encoder_graph
 from whisperfold.compiler.manifests import read_items
 from whisperfold.compiler.parity import check, compare
@@ -215,7 +216,8 @@ def export_bundle(output: Path, model: Whisper, run: Compile, lessons: list[Less
         "hardware": {"machine": platform.machine(), "system": platform.platform(), "threads": config.threads},
     }
     report = write_report(run.work.file("report.html"), page).read_bytes()
-    return write_model(output, model, run, config.window, config.precision, {"results": results}, report)
+    written = write_model(output, model, run, config.window, config.precision, {"results": results}, report)
+    return add_adapt_graph(written.path)
 
 
 def _shown(wer: dict[str, float]) -> str:

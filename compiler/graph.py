@@ -40,7 +40,7 @@ class Graph:
         """Store an array once under name (int64 for Python ints and lists) and return the name."""
         if name not in self.initializers:
             array = np.asarray(array, dtype=None if isinstance(array, np.ndarray) else np.int64)
-            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+            self.initializers[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
 
     def ints(self, *values: int) -> str:

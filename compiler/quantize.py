@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-ZERO_POINT = 128
+from whisperfold.runtime.quantized import ZERO_POINT, dequantize_columns, quantize_columns
+
 MICROSOFT = "com.microsoft"
 GROUPS = (
     ("token embedding and logits", ("decoder.token_embedding",)),
@@ -37,15 +38,9 @@ class MatrixError:
     """Frobenius norm of the difference over that of the matrix."""
 
 
-def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return uint8 (n_in, n_out) with zero point 128, and float32 scales (n_out,), of weight (n_in, n_out)."""
-    scale = np.maximum(np.abs(weight).max(axis=0) / 127, 1e-12).astype(np.float32)
-    return (np.clip(np.round(weight / scale), -127, 127) + ZERO_POINT).astype(np.uint8), scale
-
-
 def relative_error(weight: np.ndarray, quantized: np.ndarray, scale: np.ndarray) -> float:
     """Return the relative Frobenius error of quantized columns."""
-    restored = (quantized.astype(np.float32) - ZERO_POINT) * scale
+    restored = dequantize_columns(quantized, scale)
     return float(np.linalg.norm(restored - weight) / max(1e-12, float(np.linalg.norm(weight))))
 
 

@@ -1,20 +1,52 @@
-"""The model of a bundle in torch, with adapters: what adapt.onnx is compared with."""
+"""The model of a bundle in torch, with adapters: what adapt.onnx is compared with. float64, because torch's float32
+gradients are themselves up to 1e-3 off."""
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import torch
 from onnx import numpy_helper
 
-from whisperfold.compiler.adapt_graph import FILES, matrix_parts
+from whisperfold.compiler.adapt_graph import GRAPH_NAME, add_adapt_graph
+from whisperfold.compiler.bundling import build_graphs
+from whisperfold.compiler.projections import matrix_parts
+from whisperfold.compiler.shared_weights import FILES
 from whisperfold.models.dims import DecoderWidths, EncoderWidths, ModelDimensions, Widths
+from whisperfold.models.sources import Checkpoint
 from whisperfold.models.whisper import Whisper
-from whisperfold.runtime.bundle import Bundle
+from whisperfold.runtime.bundle import Bundle, write_bundle
 
 SCALING = 2.0
+Feed = dict[str, np.ndarray]
+
+
+def trainable_bundle(folder: Path, checkpoint: Checkpoint, model: Whisper, precision: str) -> Bundle:
+    """A bundle of a model, with its training graph."""
+    files = build_graphs(model, checkpoint.alignment_heads, precision).files
+    manifest = {
+        "name": "trainable",
+        "dims": asdict(model.dims),
+        "widths": model.widths.to_json(),
+        "window": {"kind": "short", "tail_s": 0.5, "min_s": 1.0, "max_s": 20.0},
+        "precision": precision,
+        "tokens": checkpoint.tokens,
+        "alignment_heads": checkpoint.alignment_heads,
+    }
+    write_bundle(folder, {**files, "tokenizer.json": checkpoint.tokenizer}, manifest)
+    return add_adapt_graph(folder)
+
+
+def trainable_copy(folder: Path, source: Path) -> Bundle:
+    """A copy of a bundle with a training graph made now."""
+    shutil.copytree(source, folder)
+    return add_adapt_graph(folder)
 
 
 def torch_model(bundle: Bundle) -> Whisper:
@@ -54,9 +86,9 @@ def torch_model(bundle: Bundle) -> Whisper:
     return model
 
 
-def random_adapter(bundle: Bundle, rank: int, seed: int = 0) -> dict[str, np.ndarray]:
+def random_adapter(bundle: Bundle, rank: int, seed: int = 0) -> Feed:
     """Small non-zero A, B and gains for every module."""
-    rng, arrays = np.random.default_rng(seed), dict[str, np.ndarray]()
+    rng, arrays = np.random.default_rng(seed), Feed()
     for part in (part for parts in matrix_parts(bundle).values() for part in parts):
         shapes = {"lora_A": (rank, part.n_in), "lora_B": (part.n_out, rank)}
         if part.has_gain:
@@ -66,9 +98,37 @@ def random_adapter(bundle: Bundle, rank: int, seed: int = 0) -> dict[str, np.nda
     return arrays
 
 
-def attach(model: Whisper, adapter: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Put the adapter into the model's projections; return its tensors, which require gradients."""
-    tensors = {name: torch.tensor(array, requires_grad=True) for name, array in adapter.items()}
+def onnx_gradients(bundle: Bundle, feed: Feed, adapter: Feed) -> tuple[float, Feed]:
+    """Loss and gradients by adapt.onnx, session options as on the device."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = ort.InferenceSession(str(bundle.file(GRAPH_NAME)), options, providers=["CPUExecutionProvider"])
+    names = ["loss", *(f"grad.{name}" for name in adapter)]
+    loss, *gradients = session.run(names, {"scaling": np.array(SCALING, np.float32), **feed, **adapter})
+    return float(loss), dict(zip(adapter, gradients, strict=True))
+
+
+def torch_gradients(bundle: Bundle, feed: Feed, adapter: Feed) -> tuple[float, Feed]:
+    """The same by torch autograd in float64."""
+    model = torch_model(bundle).double()
+    tensors = _attach(model, {name: torch.tensor(array).double() for name, array in adapter.items()})
+    loss = _loss(model, feed)
+    gradients = torch.autograd.grad(loss, list(tensors.values()))
+    return loss.item(), {name: gradient.numpy() for name, gradient in zip(tensors, gradients, strict=True)}
+
+
+def largest_error(found: Feed, expected: Feed) -> tuple[float, str]:
+    """The largest difference of a tensor, relative to its largest value, and the tensor's name."""
+    assert found.keys() == expected.keys()
+    return max(
+        (float(np.abs(found[name] - array).max() / np.abs(array).max()), name) for name, array in expected.items()
+    )
+
+
+def _attach(model: Whisper, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Put the adapter into the model's projections."""
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear):
             continue
@@ -79,14 +139,20 @@ def attach(model: Whisper, adapter: dict[str, np.ndarray]) -> dict[str, torch.Te
             return y * (1 + tensors[f"{name}.gain"]) if f"{name}.gain" in tensors else y
 
         module.forward = forward  # type: ignore[method-assign]
+    for tensor in tensors.values():
+        tensor.requires_grad_()
     return tensors
 
 
-def torch_loss(model: Whisper, feed: dict[str, np.ndarray]) -> torch.Tensor:
-    """Weighted cross-entropy."""
-    cross = model.decoder.cross_kv(model.encoder(torch.tensor(feed["mel"])))
+def _loss(model: Whisper, feed: Feed) -> torch.Tensor:
+    """Weighted mean of the label-smoothed cross-entropy."""
+    cross = model.decoder.cross_kv(model.encoder(torch.tensor(feed["mel"]).double()))
     hidden, _ = model.decoder(torch.tensor(feed["tokens"]), cross)
-    logits, labels = model.decoder.logits(hidden), torch.tensor(feed["labels"])
-    nll = torch.logsumexp(logits, -1) - logits.gather(-1, labels[..., None])[..., 0]
-    weights = torch.tensor(feed["label_weights"])
-    return (nll * weights).sum() / weights.sum()
+    losses = torch.nn.functional.cross_entropy(
+        model.decoder.logits(hidden).flatten(0, 1),
+        torch.tensor(feed["labels"]).flatten(),
+        reduction="none",
+        label_smoothing=float(feed.get("label_smoothing", 0.0)),
+    )
+    weights = torch.tensor(feed["label_weights"]).flatten().double()
+    return (losses * weights).sum() / weights.sum()

@@ -2,87 +2,142 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reference_adapter import SCALING, attach, random_adapter, torch_loss, torch_model  # noqa: E402
+from reference_adapter import (  # noqa: E402
+    Feed,
+    largest_error,
+    onnx_gradients,
+    random_adapter,
+    torch_gradients,
+    torch_model,
+    trainable_bundle,
+    trainable_copy,
+)
 
-from whisperfold.compiler.adapt_graph import FILES, GRAPH_NAME, add_adapt_graph, matrix_parts  # noqa: E402
+from whisperfold.compiler.adapt_graph import GRAPH_NAME, adapt_graph, try_out  # noqa: E402
+from whisperfold.compiler.projections import matrix_parts  # noqa: E402
+from whisperfold.compiler.shared_weights import FILES, share_weights  # noqa: E402
+from whisperfold.models.dims import DecoderWidths, EncoderWidths, Widths  # noqa: E402
+from whisperfold.models.sources import Checkpoint, SourceError, load_source  # noqa: E402
+from whisperfold.models.whisper import Whisper  # noqa: E402
 from whisperfold.runtime.audio import load_audio  # noqa: E402
-from whisperfold.runtime.bundle import Bundle, default_bundle  # noqa: E402
+from whisperfold.runtime.bundle import Bundle  # noqa: E402
+from whisperfold.runtime.errors import CompileError  # noqa: E402
 from whisperfold.runtime.mel import log_mel  # noqa: E402
+from whisperfold.runtime.tokenizer import Tokenizer  # noqa: E402
 
 SAMPLE = Path(__file__).parents[2] / "runtime" / "samples" / "jfk.flac"
-
-
-def open_session(bundle: Bundle) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return ort.InferenceSession(str(bundle.file(GRAPH_NAME)), options, providers=["CPUExecutionProvider"])
-
-
-def batch(n_batch: int, n_frames: int, n: int, n_vocab: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Real speech, and tokens that are not its text: large gradients everywhere."""
-    rng, samples = np.random.default_rng(seed), load_audio(SAMPLE)
-    mels = [log_mel(samples[8000 * i : 8000 * i + 160 * n_frames], 80) for i in range(n_batch)]
-    weights = np.ones((n_batch, n), np.float32)
-    weights[:, :2] = 0.0
-    tokens, labels = (rng.integers(0, n_vocab - 1600, (n_batch, n)) for _ in range(2))
-    return {"mel": np.stack(mels), "tokens": tokens, "labels": labels, "label_weights": weights}
+JFK = "And so my fellow Americans, ask not what your country can do for you"
+SPEECH = Path("/work/shared/speech/librispeech-other-dev.jsonl")
+SHAPES = [
+    (1, 4.0),
+    (3, 3.0),
+    *(pytest.param(*shape, marks=pytest.mark.slow) for shape in ((2, 7.5), (4, 6.0), (1, 15.0))),
+]
+"""Utterances, seconds of the longest."""
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def packaged(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Bundle:
     """The packaged bundle with a training graph made now."""
-    folder = tmp_path_factory.mktemp("adapt") / "tiny.en"
-    shutil.copytree(default_bundle(), folder)
-    return add_adapt_graph(folder)
+    return trainable_copy(tmp_path_factory.mktemp("adapt") / "tiny.en", bundle_path)
 
 
-@pytest.mark.parametrize(("n_batch", "n_frames", "n"), [(1, 600, 21), (3, 400, 9), (2, 774, 30)])
-def test_gradients_are_those_of_torch(bundle: Bundle, n_batch: int, n_frames: int, n: int) -> None:
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def cut(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint) -> Bundle:
+    """A bundle of a random model with another width in each place, in fp32 and in int8."""
+    encoder = (EncoderWidths(qk=16, vo=24, ffn=256), EncoderWidths(qk=32, vo=32, ffn=128))
+    decoder = (DecoderWidths(self_qk=8, self_vo=16, cross_qk=24, cross_vo=8, ffn=64),)
+    model = Whisper(tiny.dims, Widths(encoder, decoder))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.15)
+        model.encoder.positions.copy_(tiny.state["encoder.positions"])
+    return trainable_bundle(tmp_path_factory.mktemp("cut") / "cut", tiny, model, request.param)
+
+
+def random_feed(bundle: Bundle, n_batch: int, n_frames: int, n: int) -> Feed:
+    """Noise, and tokens that mean nothing: large gradients everywhere."""
+    rng, dims = np.random.default_rng(n), bundle.dims
+    weights = rng.uniform(0.5, 2.0, (n_batch, n)).astype(np.float32)
+    weights[:, 0] = 0.0
+    tokens, labels = (rng.integers(0, dims.n_vocab, (n_batch, n)) for _ in range(2))
+    mel = rng.normal(size=(n_batch, dims.n_mels, n_frames)).astype(np.float32)
+    return {"mel": mel, "tokens": tokens, "labels": labels, "label_weights": weights}
+
+
+def speech_feed(bundle: Bundle, n_batch: int, longest_s: float) -> Feed:
+    """Real utterances and what is said in them: LibriSpeech where it is there, else parts of the packaged clip."""
+    if SPEECH.exists():
+        items = [json.loads(line) for line in SPEECH.read_text().splitlines()]
+        chosen = [item for item in items if longest_s - 1.5 < item["duration_s"] <= longest_s][:n_batch]
+        clips = [(load_audio(SPEECH.parent / item["audio"]), item["text"]) for item in chosen]
+    else:
+        clips = [(load_audio(SAMPLE)[: round((longest_s - 0.3 * i) * 16000)], JFK) for i in range(n_batch)]
+    tokenizer = Tokenizer(bundle.file("tokenizer.json"), bundle.tokens)
+    start = tokenizer.sot_sequence("en" if bundle.tokens.multilingual else None)
+    sequences = [[*start, *tokenizer.encode(" " + text), bundle.tokens.eot] for _, text in clips]
+    n, eot = max(map(len, sequences)) - 1, bundle.tokens.eot
+    mels = [log_mel(np.pad(clip, (0, round(longest_s * 16000) - clip.size)), bundle.dims.n_mels) for clip, _ in clips]
+    return {
+        "mel": np.stack(mels),
+        "tokens": np.array([[*s[:-1], *[eot] * (n + 1 - len(s))] for s in sequences]),
+        "labels": np.array([[*s[1:], *[eot] * (n + 1 - len(s))] for s in sequences]),
+        "label_weights": np.array([[float(len(start) - 1 <= i < len(s) - 1) for i in range(n)] for s in sequences])
+        .astype(np.float32),
+    }  # fmt: skip
+
+
+def check_gradients(bundle: Bundle, feed: Feed, tolerance: float = 1e-4) -> None:
     adapter = random_adapter(bundle, rank=4)
-    feed = batch(n_batch, n_frames, n, bundle.dims.n_vocab)
-    session = open_session(bundle)
-    names = ["loss", *(f"grad.{name}" for name in adapter)]
-    inputs = {**feed, **adapter, "scaling": np.array(SCALING, np.float32)}
-    loss, *gradients = session.run(names, inputs)
-
-    model = torch_model(bundle)
-    tensors = attach(model, adapter)
-    expected = torch_loss(model, feed)
-    assert loss == pytest.approx(expected.item(), rel=1e-5)
-    for name, found, wanted in zip(
-        adapter, gradients, torch.autograd.grad(expected, list(tensors.values())), strict=True
-    ):
-        reference = wanted.numpy()
-        assert found.shape == reference.shape
-        assert np.abs(found - reference).max() <= 1e-3 * np.abs(reference).max(), name
+    loss, found = onnx_gradients(bundle, feed, adapter)
+    expected_loss, expected = torch_gradients(bundle, feed, adapter)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    error, name = largest_error(found, expected)
+    assert error <= tolerance, name
 
 
-def test_every_projection_has_an_adapter(bundle: Bundle) -> None:
-    model = torch_model(bundle)
-    modules = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    assert {part.module for parts in matrix_parts(bundle).values() for part in parts} == modules
+@pytest.mark.parametrize(("n_batch", "longest_s"), SHAPES)
+def test_gradients_on_speech_are_those_of_torch(packaged: Bundle, n_batch: int, longest_s: float) -> None:
+    feed = speech_feed(packaged, n_batch, longest_s)
+    assert feed["mel"].shape[0] == n_batch
+    check_gradients(packaged, feed)
 
 
-def test_weights_are_not_copied(bundle: Bundle) -> None:
-    graph = onnx.load(str(bundle.file(GRAPH_NAME)), load_external_data=False).graph
-    assert bundle.file(GRAPH_NAME).stat().st_size < 1_000_000
+@pytest.mark.parametrize(("n_batch", "n_frames", "n"), [(1, 33, 2), (2, 40, 7), (3, 101, 12)])
+def test_gradients_of_a_random_model_are_those_of_torch(cut: Bundle, n_batch: int, n_frames: int, n: int) -> None:
+    check_gradients(cut, random_feed(cut, n_batch, n_frames, n))
+
+
+def test_label_smoothing_is_that_of_torch(cut: Bundle) -> None:
+    feed = random_feed(cut, 2, 40, 7) | {"label_smoothing": np.array(0.1, np.float32)}
+    check_gradients(cut, feed)
+
+
+def test_every_projection_has_an_adapter(packaged: Bundle) -> None:
+    modules = {name for name, module in torch_model(packaged).named_modules() if isinstance(module, torch.nn.Linear)}
+    assert {part.module for parts in matrix_parts(packaged).values() for part in parts} == modules
+
+
+def test_weights_are_not_copied(packaged: Bundle) -> None:
+    graph = onnx.load(str(packaged.file(GRAPH_NAME)), load_external_data=False).graph
+    assert packaged.file(GRAPH_NAME).stat().st_size < 1_000_000
+    assert packaged.size_bytes < 40_000_000
     sources = {
-        name: {tensor.name: tensor.raw_data for tensor in onnx.load(str(bundle.file(name))).graph.initializer}
+        name: {tensor.name: tensor.raw_data for tensor in onnx.load(str(packaged.file(name))).graph.initializer}
         for name in FILES
     }
-    contents = {name: bundle.file(name).read_bytes() for name in FILES}
+    contents = {name: packaged.file(name).read_bytes() for name in FILES}
     shared = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
     assert len(shared) > 40
     for tensor in shared:
@@ -91,17 +146,59 @@ def test_weights_are_not_copied(bundle: Bundle) -> None:
         assert contents[name][first : first + int(place["length"])] == sources[name][tensor.name], tensor.name
 
 
-def test_the_other_files_stay_as_they_are(bundle: Bundle) -> None:
-    old = Bundle.open(default_bundle()).manifest["files"]
-    new = bundle.manifest["files"]
-    assert {name: entry for name, entry in new.items() if name != GRAPH_NAME} == {
-        name: entry for name, entry in old.items() if name != GRAPH_NAME
-    }
+def test_the_other_files_stay_as_they_are(packaged: Bundle, bundle: Bundle) -> None:
+    old, new = (
+        {name: entry for name, entry in one.manifest["files"].items() if name != GRAPH_NAME}
+        for one in (bundle, packaged)
+    )
+    assert old == new
+    assert Bundle.open(packaged.path).manifest == packaged.manifest
 
 
-def test_folding_facts_find_every_matrix(bundle: Bundle) -> None:
-    for matrix in bundle.manifest["adapt"]["matrices"]:
-        facts = matrix["tensors"][matrix["matrix"]]
-        raw = np.memmap(bundle.file(facts["file"]), np.uint8, "r", facts["offset"], tuple(facts["shape"]))
-        assert raw.shape[1] == matrix["parts"][-1]["columns"][1]
-        assert abs(float(raw.mean()) - 128) < 8, "columns are centred on the zero point"
+def test_the_packaged_training_graph_is_that_of_its_files(packaged: Bundle, bundle: Bundle) -> None:
+    if GRAPH_NAME not in bundle.manifest["files"]:
+        pytest.skip("this bundle was made without a training graph")
+    assert bundle.manifest["files"][GRAPH_NAME] == packaged.manifest["files"][GRAPH_NAME]
+    assert bundle.manifest["adapt"] == packaged.manifest["adapt"]
+
+
+def test_folding_facts_lead_to_the_stored_tensors(cut: Bundle) -> None:
+    tensors = {t.name: t for name in FILES for t in onnx.load(str(cut.file(name))).graph.initializer}
+    matrices = cut.manifest["adapt"]["matrices"]
+    assert [matrix["matrix"].removesuffix(".weight") for matrix in matrices] == list(matrix_parts(cut))
+    for matrix in matrices:
+        assert matrix["tensors"][matrix["matrix"]]["shape"][1] == matrix["parts"][-1]["columns"][1]
+        assert (matrix["bias"] is None) == (matrix["matrix"] == "decoder.cross_kv.weight")
+        for name, place in matrix["tensors"].items():
+            found = np.fromfile(cut.file(place["file"]), np.uint8, offset=place["offset"])
+            assert found[: len(tensors[name].raw_data)].tobytes() == tensors[name].raw_data, name
+
+
+def test_weights_of_another_bundle_are_refused(packaged: Bundle, cut: Bundle) -> None:
+    with pytest.raises(CompileError, match=r"is not stored in encoder\.onnx or decoder\.onnx"):
+        share_weights(adapt_graph(packaged), cut)
+
+
+def test_a_graph_that_does_not_run_is_refused(cut: Bundle) -> None:
+    with pytest.raises(CompileError, match="does not run"):
+        try_out(b"not a graph", cut)
+
+
+def test_gradients_that_are_no_numbers_are_refused(cut: Bundle) -> None:
+    model = adapt_graph(cut)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "encoder.layers.0.attn.out.bias")
+    bias.raw_data = np.full(bias.dims[0], np.nan, np.float32).tobytes()
+    with pytest.raises(CompileError, match="no finite gradients"):
+        try_out(model.SerializeToString(), cut)
+
+
+@pytest.mark.slow
+def test_gradients_of_base_are_those_of_torch(tmp_path: Path) -> None:
+    try:
+        checkpoint = load_source("base")
+    except SourceError as error:
+        pytest.skip(f"no base checkpoint: {error}")
+    model = Whisper.from_state(checkpoint.dims, checkpoint.state)
+    base = trainable_bundle(tmp_path / "base", checkpoint, model, "int8")
+    for n_batch, longest_s in ((1, 6.0), (3, 3.0), (2, 7.5)):
+        check_gradients(base, speech_feed(base, n_batch, longest_s))

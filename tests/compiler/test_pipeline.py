@@ -54,6 +54,7 @@ def test_compile_resume_and_transcribe(compile_tiny: Any, jfk: np.ndarray, tmp_p
     assert sum(bundle.manifest["bytes"].values()) == sum(
         entry["bytes"] for name, entry in bundle.manifest["files"].items() if name != "report.html"
     )
+    assert bundle.manifest["adapt"]["graph"] in bundle.manifest["files"]
     assert "<svg" in (bundle.path / "report.html").read_text()
     assert isinstance(Transcriber.open(bundle.path).transcribe(jfk[:32000], vad=False).text, str)
     _, printed = compile_tiny()

@@ -1,0 +1,78 @@
+"""Hidden states and labels -> cross-entropy and its gradient, as ONNX nodes in closed form.
+
+    S = sum of exp(logit - top) over all tokens but the label's,  E the token embedding, y the label
+    nll       = log(S + exp(logit_y - top)) - (logit_y - top)
+    d nll/d h = (sum of exp(logit_v - top) E_v over v != y - S E_y) / (S + exp(logit_y - top))
+
+Label smoothing s adds s (logit_y - mean logit) to the loss, s (E_y - mean E) to the gradient. The label's column is
+taken out before the sum, which has two stages: a float32 sum of 51,864 numbers next to one that is nearly all of it
+would lose the gradient (docs/decisions/0007).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from whisperfold.compiler.graph import Graph
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Names of the graph's inputs that say what is learned."""
+
+    labels: str
+    """int64 (batch, n)."""
+    weights: str
+    """float32 (batch, n), 0 where a position is not counted."""
+    smoothing: str
+    """float32 ()."""
+
+
+def loss_head(
+    graph: Graph, hidden: str, table: str, table_mean: str, targets: Targets, n_vocab: int
+) -> tuple[str, str]:
+    """Append the nodes of the loss.
+
+    Args:
+        graph: gets the nodes.
+        hidden: float32 (batch, n, n_state).
+        table: token embedding, float32 (n_state, n_vocab).
+        table_mean: its mean over the vocabulary, float32 (n_state, 1).
+        targets: labels, weights, smoothing.
+        n_vocab: columns of the table.
+
+    Returns:
+        Names of the weighted mean loss, (), and of its gradient with respect to hidden.
+    """
+    rows = graph.op("Reshape", hidden, graph.op("Concat", graph.ints(-1), graph.op("Shape", hidden, start=2), axis=0))
+    label, weight = (graph.op("Reshape", name, graph.ints(-1)) for name in (targets.labels, targets.weights))
+    total_weight = graph.op("ReduceSum", weight, graph.ints(0), keepdims=0)
+    share = graph.op("Unsqueeze", graph.op("Div", weight, total_weight), graph.ints(1))
+
+    logits = graph.op("MatMul", rows, table)
+    top = graph.op("ReduceMax", logits, graph.ints(1), keepdims=1)
+    column = graph.op("Unsqueeze", label, graph.ints(1))
+    vocabulary = graph.op("Range", *(graph.op("Squeeze", graph.ints(n)) for n in (0, n_vocab, 1)))
+    exponentials = graph.op("Exp", graph.op("Sub", logits, top))
+    others = graph.op("Where", graph.op("Equal", vocabulary, column), graph.scalar(0.0), exponentials)
+    sum_others = _two_stage_sum(graph, others, n_vocab)
+    label_logit = graph.op("GatherElements", logits, column, axis=1)
+    above_top = graph.op("Sub", label_logit, top)
+    total = graph.op("Add", sum_others, graph.op("Exp", above_top))
+    nll = graph.op("Sub", graph.op("Log", total), above_top)
+    over_mean = graph.op("Sub", label_logit, graph.op("MatMul", rows, table_mean))
+    losses = graph.op("Add", nll, graph.op("Mul", targets.smoothing, over_mean))
+    loss = graph.op("ReduceSum", graph.op("Mul", losses, share), keepdims=0)
+
+    label_rows = graph.op("Transpose", graph.op("Gather", table, label, axis=1), perm=[1, 0])
+    pull = graph.op("Sub", graph.op("Gemm", others, table, transB=1), graph.op("Mul", label_rows, sum_others))
+    off_mean = graph.op("Sub", label_rows, graph.op("Transpose", table_mean, perm=[1, 0]))
+    smoothed = graph.op("Add", graph.op("Div", pull, total), graph.op("Mul", targets.smoothing, off_mean))
+    return str(loss), str(graph.op("Reshape", graph.op("Mul", smoothed, share), graph.op("Shape", hidden)))
+
+
+def _two_stage_sum(graph: Graph, values: str, n_columns: int) -> str:
+    """Sum (rows, n_columns) over its columns, in groups first: (rows, 1)."""
+    groups = min((d for d in range(1, 2049) if n_columns % d == 0), key=lambda d: abs(d - 256))
+    sums = graph.op("ReduceSum", graph.op("Reshape", values, graph.ints(0, groups, -1)), graph.ints(2), keepdims=0)
+    return str(graph.op("ReduceSum", sums, graph.ints(1), keepdims=1))
