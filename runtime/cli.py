@@ -1,9 +1,9 @@
-"""The ``whisperfold`` command: transcribe, listen, serve, devices, doctor, info, version; plug-ins compile and verify.
+"""The ``whisperfold`` command: transcribe, listen, serve, enroll, profiles, devices, doctor, info, version.
 
 Text goes to stdout, everything else to stderr. Exit codes: 0 done, 2 wrong use or bad input, 130 Ctrl-C.
 Heavy imports (onnxruntime, numpy) are inside the commands, so that ``--help`` and completion answer at once.
 
-The compiler's commands are plug-ins (plugins.py), loaded when they are called.
+The compiler's compile and verify are plug-ins (plugins.py), loaded when they are called.
 """
 
 import logging
@@ -24,9 +24,11 @@ from whisperfold.runtime.cli_options import (
     say,
 )
 from whisperfold.runtime.doctor_command import devices, doctor
+from whisperfold.runtime.enroll_command import enroll
 from whisperfold.runtime.errors import AudioError, ConfigError, WhisperfoldError
 from whisperfold.runtime.listen_command import listen
 from whisperfold.runtime.plugins import CommandGroup
+from whisperfold.runtime.profiles_command import profiles
 from whisperfold.runtime.serve_command import serve
 
 if TYPE_CHECKING:
@@ -116,6 +118,8 @@ def transcribe(
 
 app.command()(listen)
 app.command()(serve)
+app.command()(enroll)
+app.add_typer(profiles, name="profiles")
 app.command()(devices)
 app.command()(doctor)
 

@@ -48,3 +48,11 @@ class SourceError(WhisperfoldError):
 
 class CompileError(WhisperfoldError):
     """A stage of the compiler that cannot go on."""
+
+
+class EnrollmentError(WhisperfoldError):
+    """Recordings that cannot be learned from, or an adaptation that had to stop; the profile in use stays."""
+
+
+class ProfileError(WhisperfoldError):
+    """A profile that does not exist, is damaged, belongs to another bundle, or cannot be written."""

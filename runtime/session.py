@@ -10,7 +10,7 @@ step are the past of the next one. Only the asked-for logit rows come back.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from whisperfold.runtime.hotwords import HotwordBias
 from whisperfold.runtime.tokenizer import Tokenizer
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+GRAPHS = ("encoder.onnx", "decoder.onnx")
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,23 @@ class KVCache:
 class Engine:
     """Encoder and decoder sessions of one bundle; shared by all threads, holds no utterance's state."""
 
-    def __init__(self, bundle: Bundle, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int = 0,
+        providers: Sequence[str] = DEFAULT_PROVIDERS,
+        overrides: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Load the graphs of a bundle.
 
         Args:
             bundle: an opened bundle.
             threads: threads per session; 0 takes the CPUs this process may use, at most 4.
             providers: onnxruntime's execution providers, the preferred one first.
+            overrides: arrays in place of stored weights, by name: a profile's (adapter.py).
 
         Raises:
-            BundleError: onnxruntime cannot load a graph, or its inputs are not the manifest's.
+            BundleError: onnxruntime cannot load a graph, its inputs are not the manifest's, or overrides do not fit.
             ConfigError: threads is negative, or this onnxruntime has not got a provider.
         """
         if threads < 0:
@@ -77,8 +85,11 @@ class Engine:
         self.tokens = bundle.tokens
         self.threads = threads or min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
         self.tokenizer = Tokenizer(bundle.file("tokenizer.json"), bundle.tokens)
-        self._encoder = _load(bundle.file("encoder.onnx"), self.threads, providers)
-        self._decoder = _load(bundle.file("decoder.onnx"), self.threads, providers)
+        self._weights: list[ort.OrtValue] = []  # the sessions read overrides where they are
+        parts = _by_file(bundle, overrides or {})
+        self._encoder, self._decoder = (
+            _load(bundle.file(name), self.threads, providers, self._keep(parts[name])) for name in GRAPHS
+        )
         n_layer = self.dims.n_text_layer
         pairs = [f"{part}_{layer}" for layer in range(n_layer) for part in ("k", "v")]
         self._cross_names = [f"cross_{pair}" for pair in pairs]
@@ -180,6 +191,14 @@ class Engine:
             kept = self._hotwords = ((words, boost), HotwordBias(words, self.tokenizer, boost))
         return kept[1]
 
+    def _keep(self, overrides: Mapping[str, np.ndarray]) -> dict[str, ort.OrtValue]:
+        """Overrides for one session, held as long as this engine."""
+        values = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in overrides.items()
+        }
+        self._weights += values.values()
+        return values
+
     def _make_empty_past(self, batch: int = 1) -> list[ort.OrtValue]:
         """Zero-length past K/V with the widths that the graph declares."""
         shapes = {item.name: item.shape for item in self._decoder.get_inputs()}
@@ -225,7 +244,27 @@ def _take(value: ort.OrtValue, rows: np.ndarray) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(np.take(value.numpy(), rows, axis=0))
 
 
-def _load(path: Path, threads: int, providers: Sequence[str]) -> ort.InferenceSession:
+def _by_file(bundle: Bundle, overrides: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Overrides by the graph that holds what they replace; the manifest knows which."""
+    places: dict[str, dict[str, Any]] = {}
+    for matrix in bundle.manifest.get("adapt", {}).get("matrices", []):
+        places |= matrix["tensors"]
+    parts: dict[str, dict[str, np.ndarray]] = {name: {} for name in GRAPHS}
+    for name, array in overrides.items():
+        place = places.get(name)
+        if place is None or list(array.shape) != place["shape"] or array.dtype != place["dtype"]:
+            expected = "none" if place is None else f"{place['dtype']} {tuple(place['shape'])}"
+            raise BundleError(
+                f"{name}: a profile has {array.dtype} {array.shape}, {bundle.path} has {expected}; "
+                "the profile is for another bundle, enroll again for this one"
+            )
+        parts[place["file"]][name] = array
+    return parts
+
+
+def _load(
+    path: Path, threads: int, providers: Sequence[str], overrides: Mapping[str, ort.OrtValue]
+) -> ort.InferenceSession:
     """One session with few threads and little memory beside the weights."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -235,6 +274,8 @@ def _load(path: Path, threads: int, providers: Sequence[str]) -> ort.InferenceSe
     options.enable_cpu_mem_arena = False  # malloc is as fast (58 ms a clip both) and gives memory back
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")  # the other session needs the cores
+    for name, value in overrides.items():
+        options.add_initializer(name, value)
     try:
         return ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # onnxruntime's exceptions share no public base class

@@ -17,6 +17,7 @@ from whisperfold.runtime.decoding import DecodingResult, decode
 from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.errors import ConfigError
 from whisperfold.runtime.mel import MelStream, log_mel
+from whisperfold.runtime.profiles import Profile, ProfileStore
 from whisperfold.runtime.segments import window_segments
 from whisperfold.runtime.session import DEFAULT_PROVIDERS, Engine
 from whisperfold.runtime.stream import StreamingSession, StreamOptions
@@ -40,6 +41,7 @@ class Transcriber:
         threads: int | None = None,
         check: bool = True,
         providers: Sequence[str] = DEFAULT_PROVIDERS,
+        profile: Profile | str | None = None,
     ) -> Transcriber:
         """Load a bundle.
 
@@ -48,11 +50,16 @@ class Transcriber:
             threads: threads of a run; None or 0 takes the CPUs of this process, at most 4.
             check: compare the checksums of the bundle's files.
             providers: onnxruntime's execution providers, the preferred one first.
+            profile: of a person who has enrolled: from a `ProfileStore`, or a name in the user's own store.
 
         Raises:
             BundleError: the bundle is missing, damaged or too new.
+            ProfileError: there is no such profile for this bundle, or it is damaged.
         """
-        return cls(Engine(Bundle.open(bundle or default_bundle(), check=check), threads or 0, providers))
+        opened = Bundle.open(bundle or default_bundle(), check=check)
+        if isinstance(profile, str):
+            profile = ProfileStore(opened).get(profile)
+        return cls(Engine(opened, threads or 0, providers, profile.weights() if profile else None))
 
     @property
     def language(self) -> str | None:

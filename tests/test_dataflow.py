@@ -19,7 +19,6 @@ NOT_ON_THE_DEVICE = {
     "peft",
     "onnx",
     "onnxscript",
-    "safetensors",
     "matplotlib",
     "jiwer",
 }

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "compiler", "models")
-DATA_FOLDERS = ("bundles", "samples", "silero", "web")
+DATA_FOLDERS = ("bundles", "canary", "prompts", "samples", "silero", "web")
 """Of the runtime; package-data in pyproject.toml names them."""
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 

@@ -1,0 +1,244 @@
+"""Recordings of one person -> an adapter: gradients by adapt.onnx, AdamW in numpy.
+
+    epoch: every recording once, augmented; now and then a clip of other speakers (replay), so that they stay
+    step:  the mean gradient of a few recordings, clipped; the adapter is the running average of the steps
+    after every epoch: loss of held-out recordings (early stopping), checkpoint
+
+Every draw depends on (seed, epoch) only, so that a run that was killed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from whisperfold.runtime.adapter import Adapter
+from whisperfold.runtime.augment import Augmentation, augment
+from whisperfold.runtime.errors import ConfigError, EnrollmentError
+from whisperfold.runtime.files import write_atomic
+from whisperfold.runtime.optimizer import AdamW, schedule
+from whisperfold.runtime.training_graph import Lesson, TrainingGraph
+
+KINDS = {"lora": (".lora_A", ".lora_B"), "gain": (".gain",), "both": (".lora_A", ".lora_B", ".gain")}
+
+
+@dataclass(frozen=True)
+class AdaptationOptions:
+    """How an adapter is trained."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    """The product of the factors is multiplied by alpha / rank."""
+    train: str = "lora"
+    """lora, gain (the twins' singular values and FFN neurons), or both."""
+    modules: tuple[str, ...] = ()
+    """Prefixes of the modules that are trained; none is all of them."""
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    epochs: int = 4
+    batch: int = 2
+    """Recordings per step."""
+    warm_up_share: float = 0.1
+    """Share of the steps in which the rate rises."""
+    clip_norm: float = 1.0
+    replay_share: float = 0.0
+    """Clips of other speakers per recording."""
+    average_decay: float = 0.0
+    """Of the running average of the adapter; 0 takes the last step."""
+    held_out_clips: int = 8
+    """Most held-out recordings whose loss is looked at after an epoch: it costs as much as learning them."""
+    patience: int = 3
+    """Epochs without a better held-out loss before a run stops."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.train not in KINDS:
+            raise ConfigError(f"train={self.train!r}: expected one of {', '.join(KINDS)}")
+        if min(self.rank, self.epochs, self.batch, self.patience) < 1 or self.learning_rate <= 0.0:
+            raise ConfigError("rank, epochs, batch and patience must be at least 1, learning_rate above 0")
+        if not 0.0 <= self.average_decay < 1.0 or not 0.0 <= self.replay_share <= 4.0:
+            raise ConfigError("average_decay must be 0 to below 1, replay_share 0 to 4")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Where a run is."""
+
+    run: str
+    epoch: int
+    share: float
+    """Of the run's planned work, 0 to 1."""
+    loss: float
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What a run ends with."""
+
+    adapter: Adapter
+    epochs: int
+    """After which the adapter was taken."""
+    history: tuple[dict[str, float], ...]
+    """Per epoch: epoch, loss, seconds, and held_out_loss where there are held-out recordings."""
+
+
+class Adaptation:
+    """One run, with its checkpoint.
+
+    Args:
+        graph: the training graph.
+        lessons: what is learned.
+        held_out: decides when to stop; may be empty.
+        replay: other speakers, with what the model itself hears.
+        options: the recipe.
+        stop_after: epochs after which the run ends, within the schedule of options.epochs; None runs all.
+        checkpoint: file to resume from and write to, or None.
+        on_step: told after every step; may raise, the last epoch's checkpoint stays.
+        name: of this run, for reports.
+    """
+
+    def __init__(
+        self,
+        graph: TrainingGraph,
+        lessons: Sequence[Lesson],
+        held_out: Sequence[Lesson] = (),
+        replay: Sequence[Lesson] = (),
+        options: AdaptationOptions | None = None,
+        *,
+        stop_after: int | None = None,
+        checkpoint: Path | None = None,
+        on_step: Callable[[StepReport], None] = lambda report: None,
+        name: str = "run",
+    ) -> None:
+        if not lessons:
+            raise EnrollmentError("no recordings to learn from")
+        self.options = options or AdaptationOptions()
+        self._graph, self._lessons, self._replay = graph, lessons, replay
+        self._held_out = held_out[: self.options.held_out_clips]
+        self._checkpoint, self._on_step, self._name = checkpoint, on_step, name
+        self._stop_after = min(stop_after or self.options.epochs, self.options.epochs)
+        self.adapter = Adapter.create(graph.bundle, self.options.rank, self.options.alpha, self.options.seed)
+        prefixes, kinds = self.options.modules or ("",), KINDS[self.options.train]
+        self._trained = [key for key in self.adapter.tensors if key.startswith(prefixes) and key.endswith(kinds)]
+        if not self._trained:
+            raise ConfigError(f"modules={prefixes}: no module starts like that; e.g. decoder.layers.0.attn")
+        self._optimizer = AdamW(
+            {name: self.adapter.tensors[name] for name in self._trained},
+            self.options.weight_decay,
+            self.options.clip_norm,
+            self.options.average_decay,
+        )
+        self._history: list[dict[str, float]] = []
+        self._best = {name: self.adapter.tensors[name].copy() for name in self._trained}
+        self._best_epoch = 0
+
+    def run(self) -> Adapted:
+        """Train to the end, from the checkpoint if there is one.
+
+        Raises:
+            EnrollmentError: the loss is no number any more.
+        """
+        self._resume()
+        while not self._is_over():
+            self._history.append(self._epoch(len(self._history)))
+            self._judge()
+            self._save()
+        return Adapted(self._with(self._best), self._best_epoch, tuple(self._history))
+
+    def _is_over(self) -> bool:
+        """All epochs done, or nothing gained for a while."""
+        done = len(self._history)
+        return done >= self._stop_after or (bool(self._held_out) and done - self._best_epoch >= self.options.patience)
+
+    def _epoch(self, epoch: int) -> dict[str, float]:
+        """Present every recording once."""
+        started_s, options = time.monotonic(), self.options
+        rng = np.random.default_rng((options.seed, epoch))
+        order, losses = rng.permutation(len(self._lessons)), []
+        per_epoch = -(-len(self._lessons) // options.batch)
+        for step in range(per_epoch):
+            chosen = [self._lessons[i] for i in order[step * options.batch :][: options.batch]]
+            n_replay = int(rng.poisson(options.replay_share * len(chosen))) if self._replay else 0
+            others = [self._replay[i] for i in rng.integers(0, len(self._replay), n_replay)] if n_replay else []
+            gradients, loss = self._gradients(chosen, others, rng)
+            factor = schedule(epoch * per_epoch + step, options.epochs * per_epoch, options.warm_up_share)
+            self._optimizer.step(gradients, options.learning_rate * factor)
+            losses.append(loss)
+            share = (epoch * per_epoch + step + 1) / (self._stop_after * per_epoch)
+            self._on_step(StepReport(self._name, epoch, share, loss))
+        return {"epoch": epoch + 1.0, "loss": float(np.mean(losses)), "seconds": time.monotonic() - started_s}
+
+    def _gradients(
+        self, chosen: Sequence[Lesson], others: Sequence[Lesson], rng: np.random.Generator
+    ) -> tuple[dict[str, np.ndarray], float]:
+        """Mean gradients of some recordings and replayed clips, and the loss of the recordings."""
+        total: dict[str, np.ndarray] = {}
+        losses = []
+        for lesson in (*chosen, *others):
+            samples = augment(lesson.samples, self.options.augmentation, rng)
+            loss, gradients = self._graph.run(samples, lesson.text, self.adapter, self._trained)
+            if not np.isfinite(loss):
+                raise EnrollmentError(f"the loss is {loss} at a rate of {self.options.learning_rate}; lower it")
+            losses.append(loss)
+            for name, gradient in gradients.items():
+                total[name] = total[name] + gradient if name in total else gradient
+        n = np.float32(len(losses))
+        return {name: gradient / n for name, gradient in total.items()}, float(np.mean(losses[: len(chosen)]))
+
+    def _judge(self) -> None:
+        """Keep the averaged adapter if it hears the held-out recordings better, or if there are none."""
+        averaged, record = self._optimizer.average, self._history[-1]
+        if self._held_out:
+            adapter = self._with(averaged)
+            losses = [self._graph.run(item.samples, item.text, adapter, ())[0] for item in self._held_out]
+            record["held_out_loss"] = float(np.mean(losses))
+            if record["held_out_loss"] > min(entry["held_out_loss"] for entry in self._history):
+                return
+        self._best = {name: array.copy() for name, array in averaged.items()}
+        self._best_epoch = len(self._history)
+
+    def _with(self, trained: dict[str, np.ndarray]) -> Adapter:
+        """An adapter with other values of what is trained."""
+        return Adapter({**self.adapter.tensors, **trained}, self.adapter.rank, self.adapter.alpha)
+
+    def _fingerprint(self) -> str:
+        """Changes with all that a checkpoint depends on."""
+        digest = hashlib.sha256(json.dumps([asdict(self.options), self._name], sort_keys=True).encode())
+        for lesson in (*self._lessons, *self._held_out, *self._replay):
+            digest.update(f"{lesson.name}\0{lesson.text}\0{lesson.samples.size}\0".encode())
+        return digest.hexdigest()
+
+    def _save(self) -> None:
+        """Write the checkpoint of this epoch."""
+        if self._checkpoint is None:
+            return
+        facts: dict[str, Any] = {"history": self._history, "n_steps": self._optimizer.n_steps}
+        facts |= {"best_epoch": self._best_epoch, "fingerprint": self._fingerprint()}
+        state = self._optimizer.state() | {f"best/{name}": array for name, array in self._best.items()}
+        write_atomic(self._checkpoint, save(state, {"facts": json.dumps(facts)}))
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint, if it is one of this very run."""
+        if self._checkpoint is None or not self._checkpoint.exists():
+            return
+        try:
+            with safe_open(str(self._checkpoint), framework="numpy") as file:
+                facts = json.loads(file.metadata()["facts"])
+                if facts["fingerprint"] != self._fingerprint():
+                    return
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no dict
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return  # a damaged checkpoint costs time, nothing else
+        self._optimizer.restore(state, facts["n_steps"])
+        self._history, self._best_epoch = facts["history"], facts["best_epoch"]
+        self._best = {name: state[f"best/{name}"] for name in self._trained}

@@ -1,0 +1,43 @@
+"""A recording -> the same words a little faster or slower, louder or softer, in some noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import soxr
+
+from whisperfold.runtime.audio import SAMPLE_RATE
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges from which every presentation draws."""
+
+    speed: tuple[float, float] = (0.9, 1.1)
+    """Factor; the pitch goes with it."""
+    gain_db: tuple[float, float] = (-6.0, 3.0)
+    noise_share: float = 0.5
+    """Share of the presentations with noise."""
+    noise_snr_db: tuple[float, float] = (15.0, 40.0)
+    """Signal to noise, of white to brown noise."""
+
+
+def augment(samples: np.ndarray, options: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    """Return a changed copy of float32 (n,) samples at 16 kHz, in [-1, 1]."""
+    speed = rng.uniform(*options.speed)
+    if abs(speed - 1.0) > 0.005:
+        samples = soxr.resample(samples, SAMPLE_RATE * speed, SAMPLE_RATE, quality="MQ")
+    samples = samples * np.float32(10.0 ** (rng.uniform(*options.gain_db) / 20.0))
+    if rng.random() < options.noise_share:
+        level = float(np.sqrt(np.mean(samples**2))) * 10.0 ** (-rng.uniform(*options.noise_snr_db) / 20.0)
+        samples = samples + np.float32(level) * _noise(samples.size, rng.uniform(0.0, 2.0), rng)
+    return np.clip(samples, -1.0, 1.0).astype(np.float32)
+
+
+def _noise(n: int, exponent: float, rng: np.random.Generator) -> np.ndarray:
+    """Noise of unit variance, power 1 / f^exponent: 0 white, 1 pink, 2 brown; float32 (n,)."""
+    spectrum = np.fft.rfft(rng.standard_normal(n))
+    spectrum /= np.maximum(np.arange(spectrum.size), 1.0) ** (exponent / 2.0)
+    noise = np.fft.irfft(spectrum, n)
+    return (noise / (noise.std() + 1e-9)).astype(np.float32)

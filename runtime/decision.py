@@ -1,0 +1,54 @@
+"""Two comparisons -> promote the new profile, or keep what is in use, and why.
+
+    owner:  recordings that the adapter was not trained on, before and after
+    canary: other speakers (runtime/canary), before and after
+
+The owner must gain, surely enough; others may lose a stated little.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from whisperfold.runtime.error_rate import Comparison
+from whisperfold.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PromotionRules:
+    """What a new profile must show."""
+
+    min_probability: float = 0.8
+    """Probability, by the paired bootstrap, that the owner's WER has fallen."""
+    max_canary_rise: float = 0.5
+    """Points by which the WER of other speakers may rise."""
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.min_probability <= 1.0 or self.max_canary_rise < 0.0:
+            raise ConfigError("min_probability must be 0.5 to 1, max_canary_rise 0 or more")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a new profile is taken."""
+
+    promoted: bool
+    reason: str
+    """One line for the owner."""
+
+
+def decide(owner: Comparison, canary: Comparison, rules: PromotionRules) -> Decision:
+    """Apply the rules; a reason names the figures."""
+    change = f"your word error rate {owner.before:.1f} -> {owner.after:.1f} %"
+    others = f"other speakers {canary.before:.1f} -> {canary.after:.1f} %"
+    if owner.before == 0.0:
+        return Decision(False, "the model already understands every word of your recordings: nothing to gain")
+    if owner.difference >= 0.0:
+        return Decision(False, f"no gain: {change}; more recordings may help")
+    if owner.probability_better < rules.min_probability:
+        sure = f"{100 * owner.probability_better:.0f} % sure, expected {100 * rules.min_probability:.0f}"
+        return Decision(False, f"the gain may be luck ({sure}): {change}; more recordings will tell")
+    if canary.difference > rules.max_canary_rise:
+        limit = f"{canary.difference:+.2f} points, at most {rules.max_canary_rise:+.2f} allowed"
+        return Decision(False, f"others would be understood worse: {others} ({limit}), though {change}")
+    return Decision(True, f"{change}, {others}")

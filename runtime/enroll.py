@@ -1,0 +1,267 @@
+"""The owner's flow: recordings -> gradients -> personal adapter -> folded profile, taken only if it is better.
+
+    recordings -> checks, heard before -> adapters of the folds -> heard after -------+
+       adapter of all of them -> folded, 8 bit -> other speakers, before and after ---+-> decision -> profile
+
+The owner's figures come from the folds: every recording is heard by weights that were not trained on it, folded and
+quantised like the profile. The profile itself is then trained on all recordings, for as many epochs as the folds found
+best; the canary judges that very profile.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from whisperfold.runtime.adaptation import Adaptation, AdaptationOptions, Adapted, StepReport
+from whisperfold.runtime.adapter import Adapter
+from whisperfold.runtime.decision import Decision, PromotionRules, decide
+from whisperfold.runtime.error_rate import Comparison, Score, compare
+from whisperfold.runtime.files import private_dir
+from whisperfold.runtime.lessons import (
+    Selection,
+    canary_lessons,
+    fold_numbers,
+    hear,
+    replay_lessons,
+    select,
+)
+from whisperfold.runtime.limits import DeviceGuard
+from whisperfold.runtime.memory import give_back
+from whisperfold.runtime.profile_report import render_report
+from whisperfold.runtime.profiles import Profile, ProfileStore
+from whisperfold.runtime.recordings import RecordingStore
+from whisperfold.runtime.session import Engine
+from whisperfold.runtime.training_graph import Lesson, TrainingGraph
+from whisperfold.runtime.transcribe import Transcriber
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EnrollOptions:
+    """How a person is enrolled."""
+
+    adaptation: AdaptationOptions = field(default_factory=AdaptationOptions)
+    rules: PromotionRules = field(default_factory=PromotionRules)
+    folds: int = 0
+    """Of the cross-validation; 0: by the length of the recordings."""
+    language: str | None = None
+    """Of the recordings; None is English."""
+    threads: int = 0
+    """0: the cores there are, at most 4."""
+    max_memory_mb: float = 1500.0
+    """Recordings that would need more are left out."""
+    canary_clips: int = 0
+    replay_clips: int = 0
+    """The first so many of the packaged clips; 0: all."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an enrollment is."""
+
+    stage: str
+    """checking recordings, preparing, adapting, testing, other speakers."""
+    share: float
+    """Of the stage, 0 to 1."""
+    remaining_s: float | None = None
+    """Estimate of the adaptation's rest."""
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an enrollment ends with; a refused profile is kept beside the one in use, with its report."""
+
+    profile: Profile
+    decision: Decision
+    owner: Comparison
+    canary: Comparison
+    selection: Selection
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def enroll(
+    store: ProfileStore,
+    name: str,
+    transcriber: Transcriber,
+    options: EnrollOptions | None = None,
+    *,
+    on_progress: OnProgress = lambda progress: None,
+    guard: DeviceGuard | None = None,
+) -> Outcome:
+    """Learn the voice of a person from the recordings in the store, and put the profile in use if it is better.
+
+    Args:
+        store: of the profiles for the transcriber's bundle.
+        name: of the person.
+        transcriber: the bundle as it is, without a profile.
+        options: how.
+        on_progress: told often; an exception of it ends the enrollment, which can be resumed.
+        guard: watches temperature and battery.
+
+    Raises:
+        EnrollmentError: the recordings cannot be learned from, or the device must rest; nothing has changed.
+        ProfileError: another process enrolls this person, or the disk is full.
+    """
+    with store.locked(name):
+        run = _Enrollment(store, name, transcriber, options or EnrollOptions(), on_progress, guard or DeviceGuard())
+        selection = run.select()
+        adapted, after = run.cross_validate()
+        final = run.train_all(adapted)
+        canary = run.other_speakers(final.adapter)
+        owner = compare(selection.before, after)
+        decision = decide(owner, canary, run.options.rules)
+        profile = run.save(final, [*adapted, final], after, decision, owner, canary)
+        if decision.promoted:
+            store.promote(profile)
+            store.use(name)
+        run.clean_up()
+        _LOG.info("profile=%s version=%s promoted=%s", name, profile.version, decision.promoted)
+        return Outcome(profile, decision, owner, canary, selection)
+
+
+class _Enrollment:
+    """The stages of one enrollment, in the order of `enroll`."""
+
+    def __init__(
+        self,
+        store: ProfileStore,
+        name: str,
+        transcriber: Transcriber,
+        options: EnrollOptions,
+        on_progress: OnProgress,
+        guard: DeviceGuard,
+    ) -> None:
+        self.store, self.name, self.transcriber, self.options = store, name, transcriber, options
+        self.bundle = transcriber.bundle
+        self._on_progress, self._guard = on_progress, guard
+        self._language = options.language or ("en" if self.bundle.tokens.multilingual else None)
+        self._threads = transcriber.engine.threads
+        self._state = private_dir(store.person(name) / "state")
+        self._graph = TrainingGraph(self.bundle, self._threads, self._language)
+        self._started_s = time.monotonic()
+        self._planned, self._done = 1.0, 0.0
+
+    def select(self) -> Selection:
+        """Check the recordings and divide them."""
+        recordings = RecordingStore(self.store.person(self.name) / "recordings")
+        self.selection = select(recordings, self.transcriber, self.options.max_memory_mb, self._language, self._told)
+        self.lessons, total_s = self.selection.lessons, self.selection.total_s
+        self._folds = fold_numbers(len(self.lessons), total_s, self.options.folds, self.options.adaptation.seed)
+        wants_replay = self.options.adaptation.replay_share > 0.0
+        self._replay = replay_lessons(self.transcriber, self._told, self.options.replay_clips) if wants_replay else []
+        self._planned = float(self._folds.max() + 1)  # units: one pass over all recordings
+        return self.selection
+
+    def cross_validate(self) -> tuple[list[Adapted], list[Score]]:
+        """Train one adapter per fold on the other folds; each hears its fold, folded and quantised."""
+        self._training_s = time.monotonic()
+        adapted: list[Adapted] = []
+        scores: dict[str, Score] = {}
+        for number in range(int(self._folds.max()) + 1):
+            inside = [lesson for lesson, fold in zip(self.lessons, self._folds, strict=True) if fold != number]
+            outside = [lesson for lesson, fold in zip(self.lessons, self._folds, strict=True) if fold == number]
+            adapted.append(self._train(f"fold-{number}", inside, outside))
+            self._done += len(inside) / len(self.lessons)
+            folded = self._folded(adapted[-1].adapter)
+            scores |= {item.name: item for item in hear(folded, outside, self._language, self._told, "testing")}
+            del folded
+            give_back()
+        return adapted, [scores[lesson.name] for lesson in self.lessons]
+
+    def train_all(self, adapted: Sequence[Adapted]) -> Adapted:
+        """Train the profile's adapter on all recordings, for as many epochs as the folds needed."""
+        epochs = max(1, round(float(np.mean([item.epochs for item in adapted]))))
+        return self._train("all", self.lessons, (), stop_after=epochs)
+
+    def other_speakers(self, adapter: Adapter) -> Comparison:
+        """The canary, before and after."""
+        clips = canary_lessons(self.options.canary_clips)
+        language = "en" if self.bundle.tokens.multilingual else None
+        before = hear(self.transcriber, clips, language, self._told, "other speakers")
+        self._weights = adapter.fold(self.bundle)
+        after = hear(self._with_weights(), clips, language, self._told, "other speakers")
+        return compare(before, after)
+
+    def save(
+        self,
+        final: Adapted,
+        runs: Sequence[Adapted],
+        after: Sequence[Score],
+        decision: Decision,
+        owner: Comparison,
+        canary: Comparison,
+    ) -> Profile:
+        """Write the profile's new version; it is not in use yet."""
+        facts: dict[str, Any] = {
+            "promoted": decision.promoted,
+            "reason": decision.reason,
+            "owner": asdict(owner),
+            "canary": asdict(canary),
+            "recordings": len(self.lessons),
+            "recordings_s": round(self.selection.total_s, 1),
+            "left_out": len(self.selection.left_out),
+            "folds": int(self._folds.max()) + 1,
+            "epochs": final.epochs,
+            "seconds": round(time.monotonic() - self._started_s, 1),
+            "history": [list(run.history) for run in runs],
+            "options": asdict(self.options.adaptation),
+            "rules": asdict(self.options.rules),
+            "bundle_name": self.bundle.name,
+            "norms": {module: round(norm, 4) for module, norm in final.adapter.norms().items()},
+        }
+        page = render_report(self.name, facts, self.selection.before, after, self.selection.left_out)
+        return self.store.add(self.name, final.adapter, self._weights, facts, page)
+
+    def clean_up(self) -> None:
+        """Forget the checkpoints."""
+        shutil.rmtree(self._state, ignore_errors=True)
+
+    def _train(
+        self, run: str, lessons: Sequence[Lesson], held_out: Sequence[Lesson], stop_after: int | None = None
+    ) -> Adapted:
+        """One adaptation with its checkpoint."""
+        unit = len(lessons) / len(self.lessons)
+
+        def on_step(report: StepReport) -> None:
+            """Watch the device, tell how far it is."""
+            self._guard.check()
+            done = self._done + unit * report.share
+            spent_s = time.monotonic() - self._training_s
+            remaining_s = spent_s * (self._planned - done) / done if done > 0.02 else None
+            self._on_progress(Progress("adapting", done / self._planned, remaining_s, report.loss))
+
+        return Adaptation(
+            self._graph,
+            lessons,
+            held_out,
+            self._replay,
+            self.options.adaptation,
+            stop_after=stop_after,
+            checkpoint=self._state / f"{run}.safetensors",
+            on_step=on_step,
+            name=run,
+        ).run()
+
+    def _folded(self, adapter: Adapter) -> Transcriber:
+        """The bundle with an adapter in it, as it would be used."""
+        self._weights = adapter.fold(self.bundle)
+        return self._with_weights()
+
+    def _with_weights(self) -> Transcriber:
+        """The bundle with the folded weights."""
+        return Transcriber(Engine(self.bundle, self._threads, overrides=self._weights))
+
+    def _told(self, stage: str, share: float) -> None:
+        """Pass progress on; stopping is possible here too."""
+        self._on_progress(Progress(stage, share))

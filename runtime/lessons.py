@@ -1,0 +1,135 @@
+"""Recordings that pass the checks -> what is learned, in folds; the clips of other speakers; hearing them all.
+
+Every recording is in one fold: it is heard by an adapter that was trained on the other folds only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from whisperfold.runtime.audio import SAMPLE_RATE
+from whisperfold.runtime.error_rate import Score, score
+from whisperfold.runtime.errors import EnrollmentError
+from whisperfold.runtime.recording_checks import Check, check_recording
+from whisperfold.runtime.recordings import RecordingStore, read_source
+from whisperfold.runtime.text_style import in_style_of
+from whisperfold.runtime.training_graph import Lesson
+from whisperfold.runtime.transcribe import Transcriber
+
+CANARY = Path(__file__).parent / "canary"
+MIN_RECORDINGS = 8
+MIN_TOTAL_S = 30.0
+MAX_MISREAD_SHARE = 0.5
+"""More recordings than this whose text does not match: the texts are somebody else's."""
+_BASE_MB, _MB_PER_S = 350.0, 30.0
+"""Peak memory of an adaptation, and per second of its longest recording (measured: 15 s 800, 30 s 1250 MB)."""
+
+Told = Callable[[str, float], None]
+"""Called with a stage and the share of it that is done."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What will be learned, and what was left out."""
+
+    lessons: tuple[Lesson, ...]
+    before: tuple[Score, ...]
+    """How the bundle as it is hears them."""
+    left_out: tuple[tuple[str, str], ...]
+    """File and reason."""
+    warnings: tuple[tuple[str, str], ...]
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of the lessons."""
+        return sum(lesson.samples.size for lesson in self.lessons) / SAMPLE_RATE
+
+
+def select(
+    recordings: RecordingStore, transcriber: Transcriber, max_memory_mb: float, language: str | None, told: Told
+) -> Selection:
+    """Check every recording of a person and return those that can be learned from.
+
+    Raises:
+        EnrollmentError: too few are left, or the texts are somebody else's.
+    """
+    kept = recordings.all()
+    max_s = max(0.0, (max_memory_mb - _BASE_MB) / _MB_PER_S)
+    lessons, before, left_out, warnings, n_misread = [], [], [], [], 0
+    for done, item in enumerate(kept):
+        told("checking recordings", done / len(kept))
+        samples = recordings.load(item)
+        check = check_recording(samples, item.text, transcriber, language)
+        if not check.problem and item.duration_s > max_s:
+            check = Check(f"{item.duration_s:.1f} s long, --max-memory leaves room for {max_s:.0f} s", "", 0.0, 1.0)
+        if check.problem:
+            n_misread += bool(check.heard)
+            left_out.append((item.file, check.problem))
+            continue
+        if check.warning:
+            warnings.append((item.file, check.warning))
+        before.append(score(item.file, item.text, check.heard))
+        lessons.append(Lesson(item.file, samples, in_style_of(item.text, check.heard)))
+    if kept and n_misread / len(kept) > MAX_MISREAD_SHARE:
+        raise EnrollmentError(
+            f"{n_misread} of {len(kept)} texts are not what is said in the recordings: are they somebody else's?"
+        )
+    selection = Selection(tuple(lessons), tuple(before), tuple(left_out), tuple(warnings))
+    if len(lessons) < MIN_RECORDINGS or selection.total_s < MIN_TOTAL_S:
+        why = f" ({left_out[0][0]}: {left_out[0][1]})" if left_out else ""
+        raise EnrollmentError(
+            f"{len(lessons)} of {len(kept)} recordings can be used, {selection.total_s:.0f} s{why}; expected at least "
+            f"{MIN_RECORDINGS} and {MIN_TOTAL_S:.0f} s: record more"
+        )
+    return selection
+
+
+def fold_numbers(n: int, total_s: float, n_folds: int, seed: int) -> np.ndarray:
+    """Return the fold of each of n recordings, int64 (n,).
+
+    Args:
+        n: recordings.
+        total_s: their length together: many seconds need fewer folds, for time.
+        n_folds: 0 chooses 4 below 90 s, 3 below 180 s, else 2.
+        seed: of the shuffle.
+    """
+    n_folds = n_folds or (4 if total_s < 90.0 else 3 if total_s < 180.0 else 2)
+    return np.random.default_rng(seed).permutation(n) % n_folds
+
+
+def canary_lessons(limit: int = 0) -> list[Lesson]:
+    """Return clips of other speakers with their texts, the first ones if there is a limit."""
+    return _packaged("canary.jsonl", limit)
+
+
+def replay_lessons(transcriber: Transcriber, told: Told, limit: int = 0) -> list[Lesson]:
+    """Return more clips of other speakers with what this model hears: rehearsing it keeps the model as it is."""
+    clips = _packaged("replay.jsonl", limit)
+    heard = []
+    for done, clip in enumerate(clips):
+        told("preparing", done / len(clips))
+        text = transcriber.transcribe(clip.samples, language="en").text
+        heard += [replace(clip, text=text)] if text else []
+    return heard
+
+
+def hear(
+    transcriber: Transcriber, lessons: Sequence[Lesson], language: str | None, told: Told, stage: str
+) -> list[Score]:
+    """Transcribe every lesson and count the word errors."""
+    scores = []
+    for done, lesson in enumerate(lessons):
+        told(stage, done / len(lessons))
+        text = transcriber.transcribe(lesson.samples, language=language).text
+        scores.append(score(lesson.name, lesson.text, text))
+    return scores
+
+
+def _packaged(manifest: str, limit: int) -> list[Lesson]:
+    """Clips of the package."""
+    clips = [Lesson(item.name, item.samples, item.text or "") for item in read_source(CANARY / manifest)]
+    return clips[:limit] if limit else clips

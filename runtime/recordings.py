@@ -1,0 +1,180 @@
+"""The recordings of a person: kept as FLAC with their texts, read back, imported from elsewhere.
+
+    recordings/manifest.jsonl    {"file", "text", "duration_s", "kind", "digest"} per line
+    recordings/0001.flac ...     16 kHz, mono, 16 bit
+
+kind: "read" (a prompt), "import" (came with a transcript), "self" (the model's own text, where it was sure).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile as sf
+
+from whisperfold.runtime.audio import SAMPLE_RATE, load_audio
+from whisperfold.runtime.errors import EnrollmentError
+from whisperfold.runtime.files import private_dir, write_atomic
+from whisperfold.runtime.transcribe import Transcriber
+
+AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff")
+PROMPTS = Path(__file__).parent / "prompts"
+CONFIDENT_LOGPROB = -0.25
+"""Mean log probability per token above which the model's own text is learned from."""
+SELF_MIN_WORDS = 3
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One kept recording."""
+
+    file: str
+    text: str
+    duration_s: float
+    kind: str
+    digest: str
+    """Of the samples: the same recording twice is one."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recording that comes from elsewhere."""
+
+    name: str
+    samples: np.ndarray
+    """float32 (n,), mono, 16 kHz."""
+    text: str | None
+    """None: nobody has written it down."""
+    kind: str = "import"
+
+
+class RecordingStore:
+    """The recordings folder of one person."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def all(self) -> list[Recording]:
+        """Return what is kept, in order.
+
+        Raises:
+            EnrollmentError: the manifest is damaged.
+        """
+        path = self.folder / "manifest.jsonl"
+        if not path.exists():
+            return []
+        try:
+            return [Recording(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        except (ValueError, TypeError) as error:
+            raise EnrollmentError(f"{path}: damaged ({error}); record again, or mend it by hand") from error
+
+    def load(self, recording: Recording) -> np.ndarray:
+        """Return float32 (n,) at 16 kHz; AudioError if the file is gone or damaged."""
+        return load_audio(self.folder / recording.file)
+
+    def add(self, samples: np.ndarray, text: str, kind: str = "read") -> Recording | None:
+        """Keep a recording; None if it is there already, with this text.
+
+        Args:
+            samples: float32 (n,), mono, 16 kHz.
+            text: what is said.
+            kind: see the module.
+        """
+        pcm = np.round(np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2")
+        digest, kept = hashlib.sha256(pcm.tobytes()).hexdigest()[:32], self.all()
+        if any(item.digest == digest for item in kept):
+            return None
+        private_dir(self.folder)
+        number = 1 + max((int(Path(item.file).stem) for item in kept), default=0)
+        recording = Recording(f"{number:04d}.flac", text, round(samples.size / SAMPLE_RATE, 3), kind, digest)
+        audio = io.BytesIO()
+        sf.write(audio, pcm, SAMPLE_RATE, "PCM_16", format="FLAC")
+        write_atomic(self.folder / recording.file, audio.getvalue())
+        self._write([*kept, recording])
+        return recording
+
+    def remove(self, recording: Recording) -> None:
+        """Delete a recording."""
+        self._write([item for item in self.all() if item.file != recording.file])
+        (self.folder / recording.file).unlink(missing_ok=True)
+
+    def _write(self, kept: list[Recording]) -> None:
+        """Replace the manifest."""
+        lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in kept]
+        write_atomic(self.folder / "manifest.jsonl", "".join(lines).encode())
+
+
+def read_source(path: Path) -> Iterator[Candidate]:
+    """Yield the recordings of a manifest or a folder.
+
+    Args:
+        path: a .jsonl with "audio" and "text" per line (audio relative to it), or a folder: with such a file in it, or
+            with audio files, each with its text in a .txt of the same name, or without.
+
+    Raises:
+        EnrollmentError: nothing there, or a line that is not understood.
+        AudioError: a file that cannot be read.
+    """
+    if path.is_dir():
+        manifests = sorted(path.glob("*.jsonl"))
+        if manifests:
+            for manifest in manifests:
+                yield from _read_manifest(manifest)
+            return
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in AUDIO_ENDINGS)
+        if not files:
+            raise EnrollmentError(f"{path}: no audio files and no .jsonl; expected recordings with their texts")
+        for file in files:
+            text = file.with_suffix(".txt")
+            yield Candidate(file.name, load_audio(file), text.read_text("utf-8").strip() if text.exists() else None)
+        return
+    if not path.exists():
+        raise EnrollmentError(f"{path}: no such file or folder; expected a .jsonl or a folder of recordings")
+    yield from _read_manifest(path)
+
+
+def _read_manifest(path: Path) -> Iterator[Candidate]:
+    """Lines of JSON with audio and text."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            item: dict[str, Any] = json.loads(line)
+            audio, text = item["audio"], item.get("text")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EnrollmentError(
+                f'{path}:{number}: {error!r}; expected {{"audio": "clip.wav", "text": "what is said"}}'
+            ) from error
+        yield Candidate(Path(audio).name, load_audio(path.parent / audio), text)
+
+
+def label(candidate: Candidate, transcriber: Transcriber) -> list[Candidate]:
+    """Return the stretches of an unlabelled recording that the model is sure of, with its own text."""
+    found = []
+    for segment in transcriber.transcribe_blocks([candidate.samples]):
+        if segment.avg_logprob < CONFIDENT_LOGPROB or len(segment.text.split()) < SELF_MIN_WORDS:
+            continue
+        samples = candidate.samples[int(segment.start_s * SAMPLE_RATE) : int(segment.end_s * SAMPLE_RATE)]
+        found.append(Candidate(f"{candidate.name}@{segment.start_s:.1f}", samples, segment.text, "self"))
+    return found
+
+
+def read_prompts(language: str = "en") -> list[str]:
+    """Return the packaged sentences to read aloud.
+
+    Raises:
+        EnrollmentError: there are none for the language.
+    """
+    path = PROMPTS / f"{language}.txt"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.txt")))
+        raise EnrollmentError(f"no prompts for {language!r}, there are: {known}; give --sentences FILE")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]

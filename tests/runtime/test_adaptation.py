@@ -1,0 +1,178 @@
+"""The training loop: AdamW is torch's, the loss falls, a killed run goes on as if it had not been killed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from whisperfold.runtime.adaptation import Adaptation, AdaptationOptions, StepReport
+from whisperfold.runtime.augment import Augmentation, augment
+from whisperfold.runtime.bundle import Bundle
+from whisperfold.runtime.errors import ConfigError, EnrollmentError
+from whisperfold.runtime.limits import DeviceGuard
+from whisperfold.runtime.optimizer import AdamW, schedule
+from whisperfold.runtime.training_graph import Lesson, TrainingGraph
+
+OPTIONS = AdaptationOptions(rank=2, alpha=4.0, epochs=3, batch=2, learning_rate=2e-3, replay_share=0.5)
+
+
+@pytest.fixture(scope="module")
+def graph(bundle: Bundle) -> TrainingGraph:
+    if "adapt" not in bundle.manifest:
+        pytest.skip("the bundle has no training graph")
+    return TrainingGraph(bundle, 2)
+
+
+@pytest.fixture(scope="module")
+def lessons(jfk: np.ndarray) -> list[Lesson]:
+    return [
+        Lesson("a", jfk[: 2 * 16000], "End so my fellow."),
+        Lesson("b", jfk[3 * 16000 : 5 * 16000], "Ask knot what."),
+        Lesson("c", jfk[8 * 16000 :], "Ask wot you kan do for your country."),
+    ]
+
+
+def test_adamw_is_torchs() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    ours = rng.normal(size=(4, 3)).astype(np.float32)
+    theirs = torch.nn.Parameter(torch.tensor(ours.copy()))
+    mine = AdamW({"w": ours}, 0.1, 1.0, 0.0)
+    reference = torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.1)
+    for step in range(20):
+        gradient = rng.normal(size=(4, 3)).astype(np.float32) * (10 if step % 3 else 0.01)
+        theirs.grad = torch.tensor(gradient)
+        expected = torch.nn.utils.clip_grad_norm_([theirs], 1.0)
+        reference.step()
+        assert mine.step({"w": gradient}, 0.01) == pytest.approx(float(expected), rel=1e-5)
+    assert np.allclose(ours, theirs.detach().numpy(), atol=1e-6)
+    assert np.array_equal(mine.average["w"], ours)  # no averaging: the last value
+
+
+def test_rate_rises_then_falls_to_nothing() -> None:
+    rates = [schedule(step, 100, 0.1) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == 1.0 and rates[9] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] < 0.01
+
+
+def test_augmentation_keeps_the_words_and_changes_the_rest(jfk: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    fast = augment(jfk, Augmentation(speed=(1.1, 1.1), gain_db=(0.0, 0.0), noise_share=0.0), rng)
+    assert fast.dtype == np.float32 and fast.size == pytest.approx(jfk.size / 1.1, rel=0.001)
+    noisy = augment(jfk, Augmentation((1.0, 1.0), (0.0, 0.0), 1.0, (20.0, 20.0)), rng)
+    snr_db = 10 * np.log10(np.mean(jfk**2) / np.mean((noisy - jfk) ** 2))
+    assert snr_db == pytest.approx(20.0, abs=0.5)
+
+
+def test_it_learns_new_words_and_reports(graph: TrainingGraph, lessons: list[Lesson]) -> None:
+    reports: list[StepReport] = []
+    still = replace(OPTIONS, epochs=6, augmentation=Augmentation((1.0, 1.0), (0.0, 0.0), 0.0))
+    result = Adaptation(graph, lessons, (), lessons[:1], still, on_step=reports.append).run()
+    losses = [entry["loss"] for entry in result.history]
+    assert losses[-1] < 0.6 * losses[0]
+    assert result.epochs == 6 and reports[-1].share == 1.0 and len(reports) == 12
+    after = graph.run(lessons[2].samples, lessons[2].text, result.adapter, ())[0]
+    assert after < losses[0]
+
+
+def test_a_killed_run_ends_where_a_whole_one_does(
+    graph: TrainingGraph, lessons: list[Lesson], tmp_path: Path
+) -> None:
+    whole = Adaptation(graph, lessons, lessons[:1], lessons[1:2], OPTIONS).run()
+    checkpoint = tmp_path / "run.safetensors"
+
+    def killed(report: StepReport) -> None:
+        if report.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Adaptation(graph, lessons, lessons[:1], lessons[1:2], OPTIONS, checkpoint=checkpoint, on_step=killed).run()
+    assert checkpoint.stat().st_mode & 0o777 == 0o600
+    steps: list[StepReport] = []
+    again = Adaptation(graph, lessons, lessons[:1], lessons[1:2], OPTIONS, checkpoint=checkpoint, on_step=steps.append)
+    resumed = again.run()
+    assert {step.epoch for step in steps} == {2}
+    assert [e["loss"] for e in resumed.history] == [e["loss"] for e in whole.history]
+    for name, array in whole.adapter.tensors.items():
+        assert np.array_equal(resumed.adapter.tensors[name], array), name
+
+
+def test_checkpoints_of_other_recordings_and_damaged_ones_are_not_used(
+    graph: TrainingGraph, lessons: list[Lesson], tmp_path: Path
+) -> None:
+    checkpoint, options = tmp_path / "run.safetensors", replace(OPTIONS, epochs=1)
+    first = Adaptation(graph, lessons[:1], (), (), options, checkpoint=checkpoint).run()
+    other = Adaptation(graph, lessons[1:2], (), (), options, checkpoint=checkpoint).run()
+    assert other.history[0]["loss"] != first.history[0]["loss"]
+    checkpoint.write_bytes(b"half a")
+    assert len(Adaptation(graph, lessons[:1], (), (), options, checkpoint=checkpoint).run().history) == 1
+
+
+class FakeGraph:
+    """Held-out losses from a list; gradients of one."""
+
+    def __init__(self, bundle: Bundle, held_out: list[float]) -> None:
+        self.bundle, self._losses = bundle, iter(held_out)
+
+    def run(self, samples, text, adapter, trained):
+        if not trained:
+            return next(self._losses), {}
+        return 1.0, {name: np.ones_like(adapter.tensors[name]) for name in trained}
+
+
+def test_it_stops_early_and_takes_the_best_epoch(bundle: Bundle, lessons: list[Lesson]) -> None:
+    if "adapt" not in bundle.manifest:
+        pytest.skip("the bundle has no training graph")
+    fake = FakeGraph(bundle, [3.0, 2.0, 2.5, 2.2, 9.0])
+    result = Adaptation(fake, lessons, lessons[:1], (), replace(OPTIONS, epochs=8, patience=2)).run()
+    assert result.epochs == 2 and len(result.history) == 4
+    short = Adaptation(FakeGraph(bundle, []), lessons, (), (), replace(OPTIONS, epochs=8), stop_after=2).run()
+    assert len(short.history) == 2
+
+
+def test_only_what_is_named_is_trained(bundle: Bundle, lessons: list[Lesson]) -> None:
+    if "adapt" not in bundle.manifest:
+        pytest.skip("the bundle has no training graph")
+    options = replace(OPTIONS, epochs=1, train="gain", modules=("decoder.layers.0",))
+    run = Adaptation(FakeGraph(bundle, []), lessons, (), (), options)
+    changed = [name for name, array in run.run().adapter.tensors.items() if name.endswith(".gain") and array.any()]
+    assert changed and all(name.startswith("decoder.layers.0") for name in changed)
+    with pytest.raises(ConfigError, match="no module starts"):
+        Adaptation(FakeGraph(bundle, []), lessons, (), (), replace(OPTIONS, modules=("nothing",)))
+
+
+def test_impossible_options_and_losses(bundle: Bundle, lessons: list[Lesson]) -> None:
+    for wrong in ({"train": "all"}, {"rank": 0}, {"average_decay": 1.0}):
+        with pytest.raises(ConfigError):
+            AdaptationOptions(**wrong)
+    with pytest.raises(EnrollmentError, match="no recordings"):
+        Adaptation(FakeGraph(bundle, []), [])
+    if "adapt" in bundle.manifest:
+        fake = FakeGraph(bundle, [])
+        fake.run = lambda *args: (float("nan"), {})
+        with pytest.raises(EnrollmentError, match="the loss is nan"):
+            Adaptation(fake, lessons, (), (), OPTIONS).run()
+
+
+def test_the_device_is_watched(tmp_path: Path) -> None:
+    zone, supply = tmp_path / "thermal/thermal_zone0", tmp_path / "power_supply/BAT0"
+    battery = {"type": "Battery", "status": "Discharging", "capacity": "50"}
+    for folder, files in ((zone, {"temp": "60000"}), (supply, battery)):
+        folder.mkdir(parents=True)
+        for name, text in files.items():
+            (folder / name).write_text(text + "\n")
+    guard = DeviceGuard(sysfs=tmp_path, every_s=0.0)
+    guard.check()
+    (supply / "capacity").write_text("9")
+    with pytest.raises(EnrollmentError, match="battery at 9 %"):
+        guard.check()
+    (supply / "status").write_text("Charging")
+    guard.check()
+    (zone / "temp").write_text("91000")
+    with pytest.raises(EnrollmentError, match="91 °C"):
+        guard.check()
+    (zone / "temp").write_text("broken")
+    guard.check()

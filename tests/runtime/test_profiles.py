@@ -1,0 +1,200 @@
+"""The store: versions that never change, switches in one rename, private files, a kill at every stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from whisperfold.runtime.adapter import Adapter
+from whisperfold.runtime.bundle import Bundle
+from whisperfold.runtime.errors import BundleError, ProfileError
+from whisperfold.runtime.profiles import KEPT_VERSIONS, ProfileStore, default_root
+from whisperfold.runtime.session import Engine
+
+REPOSITORY = Path(__file__).parents[2]
+FACTS = {"promoted": True, "reason": "better", "owner": {"before": 10.0, "after": 8.0}, "recordings": 8}
+
+
+def adapter() -> Adapter:
+    return Adapter({"m.lora_A": np.ones((1, 2), np.float32), "m.lora_B": np.ones((3, 1), np.float32)}, 1, 1.0)
+
+
+def add(store: ProfileStore, name: str = "anna", value: float = 1.0, promoted: bool = True):
+    weights = {"w": np.full(4, value, np.float32)}
+    profile = store.add(name, adapter(), weights, {**FACTS, "promoted": promoted}, "<p>report</p>")
+    if promoted:
+        store.promote(profile)
+    return profile
+
+
+@pytest.fixture
+def store(bundle: Bundle, tmp_path: Path) -> ProfileStore:
+    return ProfileStore(bundle, tmp_path / "profiles")
+
+
+def test_use_show_rollback_delete(store: ProfileStore) -> None:
+    add(store)
+    add(store, "bert", 5.0)
+    add(store, value=2.0)
+    assert [p.name for p in store.all()] == ["anna", "bert"] == store.names()
+    assert store.active() is None
+    store.use("anna")
+    assert store.active().weights()["w"][0] == 2.0
+    assert store.rollback("anna").weights()["w"][0] == 1.0
+    assert store.active().version == "0001"
+    with pytest.raises(ProfileError, match="no earlier version"):
+        store.rollback("anna")
+    store.delete("anna")
+    assert store.active() is None and store.names() == ["bert"]
+
+
+def test_a_refused_version_is_kept_but_not_current(store: ProfileStore) -> None:
+    add(store, value=1.0)
+    refused = add(store, value=9.0, promoted=False)
+    assert store.get("anna").weights()["w"][0] == 1.0
+    assert refused.report.read_text() == "<p>report</p>"
+    assert [p.version for p in store.versions("anna")] == ["0001", "0002"]
+
+
+def test_old_versions_go_but_never_the_current_one(store: ProfileStore) -> None:
+    for value in range(KEPT_VERSIONS + 3):
+        add(store, value=float(value))
+    assert len(store.versions("anna")) == KEPT_VERSIONS
+    assert store.get("anna").weights()["w"][0] == KEPT_VERSIONS + 2
+
+
+def test_only_the_owner_may_read(store: ProfileStore) -> None:
+    add(store)
+    store.use("anna")
+    for path in [store.folder.parent, *store.folder.parent.rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_recordings_outlive_a_profile_unless_named(store: ProfileStore) -> None:
+    add(store)
+    recording = store.person("anna") / "recordings" / "0001.flac"
+    recording.parent.mkdir()
+    recording.write_bytes(b"voice")
+    store.delete("anna")
+    assert recording.exists() and not store.has("anna")
+    store.delete("anna", with_recordings=True)
+    assert not store.person("anna").exists()
+    with pytest.raises(ProfileError, match="no profile 'anna'"):
+        store.delete("anna")
+
+
+def test_export_holds_no_recordings_and_no_texts(store: ProfileStore, tmp_path: Path) -> None:
+    add(store)
+    store.export("anna", tmp_path / "anna.zip")
+    with zipfile.ZipFile(tmp_path / "anna.zip") as archive:
+        assert set(archive.namelist()) == {"profile.json", "adapter.safetensors", "weights.safetensors"}
+    assert (tmp_path / "anna.zip").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(ProfileError, match="not written"):
+        store.export("anna", tmp_path / "gone" / "anna.zip")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "none", "active", "x" * 65])
+def test_names_stay_in_the_store(store: ProfileStore, name: str) -> None:
+    with pytest.raises(ProfileError, match="profile name"):
+        store.person(name)
+
+
+def test_damage_is_found(store: ProfileStore) -> None:
+    profile = add(store)
+    with (profile.folder / "weights.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x07")
+    with pytest.raises(ProfileError, match="checksum"):
+        store.use("anna")
+    (profile.folder / "adapter.safetensors").write_bytes(b"no")
+    with pytest.raises(ProfileError, match="not an adapter"):
+        profile.adapter()
+    (profile.folder / "profile.json").write_text("{")
+    with pytest.raises(ProfileError, match="damaged profile"):
+        store.get("anna")
+    with pytest.raises(ProfileError, match="no profile 'zoe'"):
+        store.get("zoe")
+
+
+def test_weights_of_another_bundle_are_refused(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="another bundle"):
+        Engine(bundle, 1, overrides={"no.such.weight": np.zeros(3, np.float32)})
+
+
+def test_one_process_at_a_time(store: ProfileStore) -> None:
+    with store.locked("anna"):
+        with pytest.raises(ProfileError, match="another process"), store.locked("anna"):
+            pass
+    with store.locked("anna"):
+        pass
+
+
+def test_default_root_respects_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert default_root() == tmp_path / "whisperfold" / "profiles"
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")
+    assert default_root() == Path.home() / ".local/share/whisperfold/profiles"
+
+
+KILLED = """
+import os, sys
+import whisperfold.runtime.files as files, whisperfold.runtime.profiles as profiles
+from whisperfold.runtime.bundle import Bundle
+sys.path.insert(0, {tests!r})
+from test_profiles import ProfileStore, add
+module, name, call = sys.argv[2:5]
+target = {{"files": files, "profiles": profiles, "os": os}}[module]
+real, calls = getattr(target, name), [0]
+def fatal(*args, **kwargs):
+    if calls[0] == int(call):
+        if name == "write_synced":
+            open(args[0], "wb").write(args[1][: len(args[1]) // 2])   # power fails in the middle of a file
+        os._exit(9)
+    calls[0] += 1
+    return real(*args, **kwargs)
+store = ProfileStore(Bundle.open(sys.argv[5], check=False), __import__("pathlib").Path(sys.argv[1]))
+setattr(target, name, fatal)
+add(store, value=2.0)
+store.use("anna")
+"""
+STAGES = [
+    ("os", "mkdir", 0),  # before anything
+    ("profiles", "write_synced", 0),  # in the weights
+    ("profiles", "write_synced", 3),  # in profile.json
+    ("os", "rename", 0),  # before the version appears
+    ("os", "rename", 1),  # the version is there, before `current`
+    ("files", "write_synced", 0),  # in `current`
+    ("os", "rename", 2),  # before `active`
+    ("files", "write_synced", 1),  # in `active`
+    ("profiles", "write_synced", 99),  # not killed at all
+]
+
+
+@pytest.mark.parametrize(("module", "name", "call"), STAGES)
+def test_a_kill_leaves_the_old_profile_or_the_new_one(
+    store: ProfileStore, bundle_path: Path, module: str, name: str, call: int
+) -> None:
+    add(store, value=1.0)
+    store.use("anna")
+    code = KILLED.format(tests=str(Path(__file__).parent))
+    arguments = [str(store.folder.parent), module, name, str(call), str(bundle_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=REPOSITORY / ".links", capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == (0 if call == 99 else 9), done.stderr
+    assert store.active().weights()["w"][0] in (1.0, 2.0)
+    if call == 99:
+        assert store.active().weights()["w"][0] == 2.0
+    else:
+        add(store, value=3.0)  # and the next one works, over the leftovers
+        store.use("anna")
+        assert store.active().weights()["w"][0] == 3.0
+        assert not list((store.person("anna") / "versions").glob(".new-*"))
+    assert json.loads((store.active().folder / "profile.json").read_text())["name"] == "anna"

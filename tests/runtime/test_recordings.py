@@ -1,0 +1,158 @@
+"""Recordings: what is wrong with them, where they are kept, where they come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from whisperfold.runtime.enroll_terminal import Studio, read_aloud, record
+from whisperfold.runtime.errors import EnrollmentError
+from whisperfold.runtime.recording_checks import check_recording, check_sound, likeness
+from whisperfold.runtime.recordings import RecordingStore, label, read_prompts, read_source
+from whisperfold.runtime.text_style import in_style_of
+from whisperfold.runtime.transcribe import Transcriber
+
+TEXT = "And so my fellow Americans ask not what your country can do for you, ask what you can do for your country."
+NOISE = np.random.default_rng(0).normal(0.0, 0.02, 5 * 16000).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda x: x[:8000], "0.5 s long, expected 0.8 to 20 s"),
+        (lambda x: np.tile(x, 2), "22.0 s long"),
+        (lambda x: np.zeros_like(x), "no speech"),
+        (lambda x: NOISE, "no speech"),
+        (lambda x: x * np.float32(0.012), "too quiet"),
+        (lambda x: np.clip(x * 12, -1, 1), "clipped"),
+        (lambda x: x + np.random.default_rng(0).normal(0, 0.12, x.size).astype(np.float32), "too noisy"),
+        (lambda x: x, ""),
+    ],
+)
+def test_what_is_wrong_with_the_sound(jfk: np.ndarray, change, problem: str) -> None:
+    assert problem in check_sound(change(jfk), 20.0).problem
+    assert bool(check_sound(change(jfk), 20.0).problem) == bool(problem)
+
+
+def test_noise_is_worth_a_warning(jfk: np.ndarray) -> None:
+    noisy = jfk + np.random.default_rng(0).normal(0, 0.035, jfk.size).astype(np.float32)
+    check = check_sound(noisy, 20.0)
+    assert not check.problem and "noisy" in check.warning
+    assert check_sound(jfk, 20.0).snr_db > check.snr_db
+
+
+def test_a_reading_must_match_its_prompt_but_an_accent_may_err(transcriber: Transcriber, jfk: np.ndarray) -> None:
+    good = check_recording(jfk, TEXT, transcriber)
+    assert not good.problem and good.likeness > 0.9 and "country" in good.heard
+    other = check_recording(jfk, "Please turn the kitchen lights on at half past nine.", transcriber)
+    assert "read it again" in other.problem
+    assert "no words" in check_recording(jfk, " ... ", transcriber).problem
+    assert likeness("we call it bear", "Weak hole it bare.") > 0.5
+    assert likeness("Nothing is worse than an unusual noise.", "He bought two tickets for the theatre.") < 0.5
+
+
+def test_recordings_are_kept_private_and_once(tmp_path: Path, jfk: np.ndarray) -> None:
+    store = RecordingStore(tmp_path / "recordings")
+    assert store.all() == []
+    first = store.add(jfk, TEXT)
+    assert store.add(jfk, TEXT) is None
+    second = store.add(jfk[:32000], "And so", "import")
+    assert [item.text for item in store.all()] == [TEXT, "And so"]
+    assert np.abs(store.load(first) - jfk).max() < 1e-4 and first.duration_s == 11.0
+    for path in [store.folder, *store.folder.iterdir()]:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600)
+    store.remove(first)
+    assert store.all() == [second] and not (store.folder / first.file).exists()
+    assert store.add(jfk, TEXT).file == "0003.flac"
+    (store.folder / "manifest.jsonl").write_text("{}\n")
+    with pytest.raises(EnrollmentError, match="damaged"):
+        store.all()
+
+
+def test_import_from_a_manifest_and_from_folders(tmp_path: Path, jfk: np.ndarray) -> None:
+    sf.write(tmp_path / "a.wav", jfk[:16000], 16000)
+    sf.write(tmp_path / "b.flac", jfk[:32000], 16000)
+    (tmp_path / "a.txt").write_text("And so\n")
+    assert [(c.name, c.text, c.samples.size) for c in read_source(tmp_path)] == [
+        ("a.wav", "And so", 16000),
+        ("b.flac", None, 32000),
+    ]
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text(json.dumps({"audio": "b.flac", "text": "my fellow"}) + "\n\n")
+    assert [c.text for c in read_source(manifest)] == ["my fellow"] == [c.text for c in read_source(tmp_path)]
+    manifest.write_text('{"text": "no audio"}\n')
+    with pytest.raises(EnrollmentError, match=r"list.jsonl:1.*expected"):
+        list(read_source(manifest))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EnrollmentError, match="no audio files"):
+        list(read_source(tmp_path / "empty"))
+    with pytest.raises(EnrollmentError, match="no such file"):
+        list(read_source(tmp_path / "gone"))
+
+
+def test_unlabelled_speech_gets_the_models_own_text_where_it_is_sure(transcriber: Transcriber, jfk: np.ndarray) -> None:
+    from whisperfold.runtime.recordings import Candidate
+
+    found = label(Candidate("clip", jfk, None), transcriber)
+    assert found and found[0].kind == "self" and "country" in found[0].text
+    assert label(Candidate("noise", NOISE, None), transcriber) == []
+
+
+def test_lower_case_transcripts_take_the_models_style_not_its_words() -> None:
+    heard = "We hole it, Bear. And Mr. Brown?"
+    assert in_style_of("we call it bear and mister brown", heard) == "We call it, Bear. And Mr. Brown?"
+    assert in_style_of("We call it bear.", heard) == "We call it bear."
+    assert in_style_of("WE CALL IT BEAR", "We call it bear.") == "We call it bear."
+    assert in_style_of("we call it bear", "") == "we call it bear"
+
+
+def test_prompts_are_sentences() -> None:
+    prompts = read_prompts("en")
+    assert len(prompts) == len(set(prompts)) >= 40
+    assert all(prompt[0].isupper() and prompt[-1] in ".?" for prompt in prompts)
+    with pytest.raises(EnrollmentError, match="no prompts for 'tlh', there are: en"):
+        read_prompts("tlh")
+
+
+class Person:
+    """Somebody who speaks jfk after 0.5 s, and types answers."""
+
+    def __init__(self, clip: np.ndarray, answers: list[str]) -> None:
+        self.answers, self.shown, self.played = iter(answers), [], 0
+        silence = np.zeros(8000, np.float32)
+        self._sound = np.concatenate([silence, clip, silence, silence, silence, silence])
+
+    def studio(self) -> Studio:
+        return Studio(self._chunks, self._ask, self.shown.append, self._play)
+
+    def _chunks(self):
+        yield from np.array_split(self._sound, self._sound.size // 1600)
+
+    def _ask(self, line: str) -> str:
+        return next(self.answers)
+
+    def _play(self, samples: np.ndarray) -> None:
+        self.played += 1
+
+
+def test_a_recording_ends_with_the_pause_after_speech(jfk: np.ndarray) -> None:
+    samples = record(Person(jfk[: 16000 * 2], []).studio(), 20.0)
+    assert 1.5 < samples.size / 16000 < 3.5
+    quiet = record(Person(np.zeros(20 * 16000, np.float32), []).studio(), 20.0)
+    assert quiet.size / 16000 == pytest.approx(15.0, abs=0.2)
+
+
+def test_reading_aloud_keep_play_redo_skip_quit(transcriber: Transcriber, tmp_path: Path, jfk: np.ndarray) -> None:
+    store = RecordingStore(tmp_path)
+    person = Person(jfk, ["", "p", "r", "", "", "s", "", "q"])
+    sentences = [TEXT, "Skipped.", "And so my fellow Americans ask not what your country can do, ask what you can do."]
+    assert not read_aloud(sentences, store, transcriber, person.studio())
+    assert [item.text for item in store.all()] == [TEXT] and person.played == 1
+    misread = Person(jfk, ["", "q"])
+    assert not read_aloud([TEXT, "Six thick thistle sticks."], store, transcriber, misread.studio())
+    assert any("not what the text says" in line for line in misread.shown)
+    assert read_aloud([TEXT], store, transcriber, Person(jfk, []).studio())  # nothing left to read
