@@ -165,7 +165,7 @@ class Decoder(nn.Module):
         n_past = past[0][0].shape[2] if past else 0
         n = tokens.shape[1]
         x = self.token_embedding(tokens) + self.positions[n_past : n_past + n]
-        mask = causal_mask(n, n_past) if n > 1 else None
+        mask = causal_mask(n, n_past).to(x) if n > 1 else None  # another dtype is misread by torch 2.13's attention
         present = []
         for i, layer in enumerate(self.layers):
             x, kv = layer(x, cross_kv[i], past[i] if past else None, mask)

@@ -2,8 +2,10 @@
 
     epoch: every recording once, augmented; now and then a clip of other speakers (replay), so that they stay
     step:  the mean gradient of a few recordings, clipped; the adapter is the running average of the steps
-    after every epoch: loss of held-out recordings (early stopping), checkpoint
+    after every epoch: loss of held-out recordings, checkpoint; a run that makes them worse is stopped
 
+The held-out loss is lowest early on, but word errors go on falling: the model grows surer of everything, of its errors
+too. So the last epoch is taken, and the loss only has to stay below what it was before.
 Every draw depends on (seed, epoch) only, so that a run that was killed goes on as if it had not been.
 """
 
@@ -29,6 +31,8 @@ from whisperfold.runtime.optimizer import AdamW, schedule
 from whisperfold.runtime.training_graph import Lesson, TrainingGraph
 
 KINDS = {"lora": (".lora_A", ".lora_B"), "gain": (".gain",), "both": (".lora_A", ".lora_B", ".gain")}
+PRESENTATIONS = 200
+"""Of all recordings together, where the number of epochs is not given."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class AdaptationOptions:
     """Prefixes of the modules that are trained; none is all of them."""
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
-    epochs: int = 4
+    epochs: int = 0
+    """Passes over all recordings; 0: 4 to 8, few recordings are heard more often."""
     batch: int = 2
     """Recordings per step."""
     warm_up_share: float = 0.1
@@ -56,18 +61,22 @@ class AdaptationOptions:
     """Of the running average of the adapter; 0 takes the last step."""
     held_out_clips: int = 8
     """Most held-out recordings whose loss is looked at after an epoch: it costs as much as learning them."""
-    patience: int = 3
-    """Epochs without a better held-out loss before a run stops."""
+    patience: int = 2
+    """Epochs that leave the held-out loss above what it was before learning, after which a run stops."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.train not in KINDS:
             raise ConfigError(f"train={self.train!r}: expected one of {', '.join(KINDS)}")
-        if min(self.rank, self.epochs, self.batch, self.patience) < 1 or self.learning_rate <= 0.0:
-            raise ConfigError("rank, epochs, batch and patience must be at least 1, learning_rate above 0")
+        if min(self.rank, self.batch, self.patience) < 1 or self.epochs < 0 or self.learning_rate <= 0.0:
+            raise ConfigError("rank, batch and patience must be at least 1, epochs 0 or more, learning_rate above 0")
         if not 0.0 <= self.average_decay < 1.0 or not 0.0 <= self.replay_share <= 4.0:
             raise ConfigError("average_decay must be 0 to below 1, replay_share 0 to 4")
+
+    def n_epochs(self, n_recordings: int) -> int:
+        """Return how often each of so many recordings is heard."""
+        return self.epochs or min(8, max(4, PRESENTATIONS // n_recordings))
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ class Adapted:
     adapter: Adapter
     epochs: int
     """After which the adapter was taken."""
+    planned_epochs: int
     history: tuple[dict[str, float], ...]
     """Per epoch: epoch, loss, seconds, and held_out_loss where there are held-out recordings."""
 
@@ -101,7 +111,7 @@ class Adaptation:
         held_out: decides when to stop; may be empty.
         replay: other speakers, with what the model itself hears.
         options: the recipe.
-        stop_after: epochs after which the run ends, within the schedule of options.epochs; None runs all.
+        stop_after: epochs after which the run ends, within the schedule of all; None runs all.
         checkpoint: file to resume from and write to, or None.
         on_step: told after every step; may raise, the last epoch's checkpoint stays.
         name: of this run, for reports.
@@ -126,7 +136,8 @@ class Adaptation:
         self._graph, self._lessons, self._replay = graph, lessons, replay
         self._held_out = held_out[: self.options.held_out_clips]
         self._checkpoint, self._on_step, self._name = checkpoint, on_step, name
-        self._stop_after = min(stop_after or self.options.epochs, self.options.epochs)
+        self._n_epochs = self.options.n_epochs(len(lessons))
+        self._stop_after = min(stop_after or self._n_epochs, self._n_epochs)
         self.adapter = Adapter.create(graph.bundle, self.options.rank, self.options.alpha, self.options.seed)
         prefixes, kinds = self.options.modules or ("",), KINDS[self.options.train]
         self._trained = [key for key in self.adapter.tensors if key.startswith(prefixes) and key.endswith(kinds)]
@@ -141,6 +152,7 @@ class Adaptation:
         self._history: list[dict[str, float]] = []
         self._best = {name: self.adapter.tensors[name].copy() for name in self._trained}
         self._best_epoch = 0
+        self._unadapted_loss = 0.0
 
     def run(self) -> Adapted:
         """Train to the end, from the checkpoint if there is one.
@@ -148,17 +160,18 @@ class Adaptation:
         Raises:
             EnrollmentError: the loss is no number any more.
         """
-        self._resume()
+        if not self._resume() and self._held_out:
+            self._unadapted_loss = self._held_out_loss(self.adapter)
         while not self._is_over():
             self._history.append(self._epoch(len(self._history)))
-            self._judge()
+            self._judge(self._history[-1])
             self._save()
-        return Adapted(self._with(self._best), self._best_epoch, tuple(self._history))
+        return Adapted(self._with(self._best), self._best_epoch, self._n_epochs, tuple(self._history))
 
     def _is_over(self) -> bool:
-        """All epochs done, or nothing gained for a while."""
-        done = len(self._history)
-        return done >= self._stop_after or (bool(self._held_out) and done - self._best_epoch >= self.options.patience)
+        """All epochs done, or the last ones did harm."""
+        n_done = len(self._history)
+        return n_done >= self._stop_after or n_done - self._best_epoch >= self.options.patience
 
     def _epoch(self, epoch: int) -> dict[str, float]:
         """Present every recording once."""
@@ -171,7 +184,7 @@ class Adaptation:
             n_replay = int(rng.poisson(options.replay_share * len(chosen))) if self._replay else 0
             others = [self._replay[i] for i in rng.integers(0, len(self._replay), n_replay)] if n_replay else []
             gradients, loss = self._gradients(chosen, others, rng)
-            factor = schedule(epoch * per_epoch + step, options.epochs * per_epoch, options.warm_up_share)
+            factor = schedule(epoch * per_epoch + step, self._n_epochs * per_epoch, options.warm_up_share)
             self._optimizer.step(gradients, options.learning_rate * factor)
             losses.append(loss)
             share = (epoch * per_epoch + step + 1) / (self._stop_after * per_epoch)
@@ -195,17 +208,20 @@ class Adaptation:
         n = np.float32(len(losses))
         return {name: gradient / n for name, gradient in total.items()}, float(np.mean(losses[: len(chosen)]))
 
-    def _judge(self) -> None:
-        """Keep the averaged adapter if it hears the held-out recordings better, or if there are none."""
-        averaged, record = self._optimizer.average, self._history[-1]
+    def _judge(self, record: dict[str, float]) -> None:
+        """Keep the averaged adapter unless it hears the held-out recordings worse than no adapter does."""
+        averaged = self._optimizer.average
         if self._held_out:
-            adapter = self._with(averaged)
-            losses = [self._graph.run(item.samples, item.text, adapter, ())[0] for item in self._held_out]
-            record["held_out_loss"] = float(np.mean(losses))
-            if record["held_out_loss"] > min(entry["held_out_loss"] for entry in self._history):
+            record["held_out_loss"] = self._held_out_loss(self._with(averaged))
+            if record["held_out_loss"] > self._unadapted_loss:
                 return
         self._best = {name: array.copy() for name, array in averaged.items()}
         self._best_epoch = len(self._history)
+
+    def _held_out_loss(self, adapter: Adapter) -> float:
+        """Mean loss of the held-out recordings."""
+        losses = [self._graph.run(item.samples, item.text, adapter, ())[0] for item in self._held_out]
+        return float(np.mean(losses))
 
     def _with(self, trained: dict[str, np.ndarray]) -> Adapter:
         """An adapter with other values of what is trained."""
@@ -223,22 +239,25 @@ class Adaptation:
         if self._checkpoint is None:
             return
         facts: dict[str, Any] = {"history": self._history, "n_steps": self._optimizer.n_steps}
-        facts |= {"best_epoch": self._best_epoch, "fingerprint": self._fingerprint()}
+        facts |= {"best_epoch": self._best_epoch, "unadapted_loss": self._unadapted_loss}
+        facts["fingerprint"] = self._fingerprint()
         state = self._optimizer.state() | {f"best/{name}": array for name, array in self._best.items()}
         write_atomic(self._checkpoint, save(state, {"facts": json.dumps(facts)}))
 
-    def _resume(self) -> None:
-        """Go on from the checkpoint, if it is one of this very run."""
+    def _resume(self) -> bool:
+        """Go on from the checkpoint, if it is one of this very run; tell whether it is."""
         if self._checkpoint is None or not self._checkpoint.exists():
-            return
+            return False
         try:
             with safe_open(str(self._checkpoint), framework="numpy") as file:
                 facts = json.loads(file.metadata()["facts"])
                 if facts["fingerprint"] != self._fingerprint():
-                    return
+                    return False
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no dict
         except (OSError, SafetensorError, KeyError, ValueError):
-            return  # a damaged checkpoint costs time, nothing else
+            return False  # a damaged checkpoint costs time, nothing else
         self._optimizer.restore(state, facts["n_steps"])
         self._history, self._best_epoch = facts["history"], facts["best_epoch"]
+        self._unadapted_loss = facts["unadapted_loss"]
         self._best = {name: state[f"best/{name}"] for name in self._trained}
+        return True

@@ -18,7 +18,9 @@ from whisperfold.runtime.cli_options import (
     BundleOption,
     HotwordOption,
     LanguageOption,
+    ProfilesOption,
     PromptOption,
+    SpeakerOption,
     TaskOption,
     ThreadsOption,
     say,
@@ -45,6 +47,7 @@ app = typer.Typer(
     help="Speech recognition folded to fit the device and the person.",
 )
 
+
 @app.callback()
 def configure(
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log to stderr; twice: debug.")] = 0,
@@ -63,6 +66,8 @@ def transcribe(
         typer.Option("--output-dir", "-o", help="One transcript per file here, instead of stdout."),
     ] = None,
     bundle: BundleOption = None,
+    speaker: SpeakerOption = None,
+    profiles_dir: ProfilesOption = None,
     language: LanguageOption = None,
     task: TaskOption = "transcribe",
     threads: ThreadsOption = 0,
@@ -79,6 +84,7 @@ def transcribe(
 ) -> None:
     """Transcribe audio files (anything libsndfile reads, any rate, any number of channels)."""
     from whisperfold.runtime import formats, progress
+    from whisperfold.runtime.speaker import open_transcriber
 
     formats.check_format(output_format)
     if len(files) > 1 and output_dir is None and output_format in formats.ONE_FILE_PER_DOCUMENT:
@@ -96,7 +102,7 @@ def transcribe(
         "hotwords": tuple(hotword or ()),
         "vad": not no_vad,
     }
-    transcriber = _open_transcriber(bundle, threads)
+    transcriber = open_transcriber(bundle, speaker, profiles_dir, threads)
     failed = 0
     for source in files:
         try:
@@ -174,13 +180,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(bool(error.code))
     return 0
-
-
-def _open_transcriber(bundle: Path | None, threads: int) -> "Transcriber":
-    """Load the weights; None is the packaged bundle."""
-    from whisperfold.runtime.transcribe import Transcriber
-
-    return Transcriber.open(bundle, threads=threads)
 
 
 def _transcribe_one(

@@ -20,6 +20,12 @@ LanguageOption = Annotated[
     typer.Option("--language", "-l", help="Language code such as 'en'. Default: what the bundle speaks."),
 ]
 TaskOption = Annotated[str, typer.Option(help="transcribe, or translate (to English; multilingual bundles).")]
+SpeakerOption = Annotated[
+    str | None, typer.Option("--speaker", help="Whose profile; none: the bundle as it is. Default: the one in use.")
+]
+ProfilesOption = Annotated[
+    Path | None, typer.Option("--profiles", help="Where profiles are. Default: ~/.local/share/whisperfold/profiles.")
+]
 ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads; 0: the cores there are, at most 4.")]
 PromptOption = Annotated[str | None, typer.Option(help="Text that sets style and spelling.")]
 HotwordOption = Annotated[

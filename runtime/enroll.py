@@ -4,8 +4,8 @@
        adapter of all of them -> folded, 8 bit -> other speakers, before and after ---+-> decision -> profile
 
 The owner's figures come from the folds: every recording is heard by weights that were not trained on it, folded and
-quantised like the profile. The profile itself is then trained on all recordings, for as many epochs as the folds found
-best; the canary judges that very profile.
+quantised like the profile. The profile itself is then trained on all recordings, for as long as it did the folds no
+harm; the canary judges that very profile.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from whisperfold.runtime.limits import DeviceGuard
 from whisperfold.runtime.memory import give_back
 from whisperfold.runtime.profile_report import render_report
 from whisperfold.runtime.profiles import Profile, ProfileStore
-from whisperfold.runtime.recordings import RecordingStore
 from whisperfold.runtime.session import Engine
 from whisperfold.runtime.training_graph import Lesson, TrainingGraph
 from whisperfold.runtime.transcribe import Transcriber
@@ -126,7 +125,7 @@ def enroll(
             store.promote(profile)
             store.use(name)
         run.clean_up()
-        _LOG.info("profile=%s version=%s promoted=%s", name, profile.version, decision.promoted)
+        _LOG.info("version=%s promoted=%s", profile.version, decision.promoted)
         return Outcome(profile, decision, owner, canary, selection)
 
 
@@ -154,7 +153,7 @@ class _Enrollment:
 
     def select(self) -> Selection:
         """Check the recordings and divide them."""
-        recordings = RecordingStore(self.store.person(self.name) / "recordings")
+        recordings = self.store.recordings(self.name)
         self.selection = select(recordings, self.transcriber, self.options.max_memory_mb, self._language, self._told)
         self.lessons, total_s = self.selection.lessons, self.selection.total_s
         self._folds = fold_numbers(len(self.lessons), total_s, self.options.folds, self.options.adaptation.seed)
@@ -180,9 +179,10 @@ class _Enrollment:
         return adapted, [scores[lesson.name] for lesson in self.lessons]
 
     def train_all(self, adapted: Sequence[Adapted]) -> Adapted:
-        """Train the profile's adapter on all recordings, for as many epochs as the folds needed."""
-        epochs = max(1, round(float(np.mean([item.epochs for item in adapted]))))
-        return self._train("all", self.lessons, (), stop_after=epochs)
+        """Train the profile's adapter on all recordings, for the share of the epochs that did the folds no harm."""
+        harmless = np.mean([item.epochs / item.planned_epochs for item in adapted])
+        n_epochs = self.options.adaptation.n_epochs(len(self.lessons))
+        return self._train("all", self.lessons, (), stop_after=max(1, round(n_epochs * float(harmless))))
 
     def other_speakers(self, adapter: Adapter) -> Comparison:
         """The canary, before and after."""

@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from whisperfold.runtime.cli_options import BundleOption, DeviceOption, LanguageOption, ThreadsOption, say
+from whisperfold.runtime.cli_options import (
+    BundleOption,
+    DeviceOption,
+    LanguageOption,
+    ProfilesOption,
+    ThreadsOption,
+    say,
+)
 from whisperfold.runtime.errors import EnrollmentError
-from whisperfold.runtime.profiles_command import ProfilesOption
+from whisperfold.runtime.profiles_command import PassphraseFileOption, ask_passphrase, unlock
 
 if TYPE_CHECKING:
     from whisperfold.runtime.enroll import Outcome
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
     from whisperfold.runtime.transcribe import Transcriber
 
 EXIT_NOT_TAKEN = 1
+EXIT_INTERRUPTED = 130
 
 
 def enroll(
@@ -44,61 +52,82 @@ def enroll(
     nice: Annotated[int, typer.Option(min=0, max=19, help="Priority: 19 gives way to everything.")] = 10,
     threads: ThreadsOption = 0,
     language: LanguageOption = None,
+    encrypt: Annotated[bool, typer.Option("--encrypt", help="Seal recordings and report with a passphrase.")] = False,
+    passphrase_file: PassphraseFileOption = None,
     root: ProfilesOption = None,
     bundle: BundleOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")] = False,
 ) -> None:
     """Learn a voice on this device: record or import, adapt, test, and use the result only if it is better.
 
-    Recordings and profiles stay here, readable by you alone. Exit code 1: the new profile was not taken.
+    Recordings and profiles stay here, readable by you alone. Exit code 1: the new profile was not taken; 2: the
+    recordings cannot be learned from.
     """
     from whisperfold.runtime.bundle import Bundle, default_bundle
     from whisperfold.runtime.enroll import EnrollOptions
     from whisperfold.runtime.profiles import ProfileStore
-    from whisperfold.runtime.recordings import RecordingStore
     from whisperfold.runtime.transcribe import Transcriber
 
     store = ProfileStore(Bundle.open(bundle or default_bundle(), check=False), root)
-    recordings = RecordingStore(store.person(name) / "recordings")
+    unlock(store, name, passphrase_file)
+    recordings = store.recordings(name)
     n_kept = len(recordings.all())
     if n_kept and not (add or resume):
         raise EnrollmentError(f"{name} has {n_kept} recordings; --resume goes on with them, --add adds more")
     if resume and (source is not None or add):
         raise EnrollmentError("--resume takes no more recordings; use --add")
+    if encrypt and not store.is_encrypted(name):
+        store.encrypt(name, ask_passphrase(name, passphrase_file, is_new=True))
+        recordings = store.recordings(name)
     transcriber = Transcriber.open(bundle, threads)
-    if source is not None:
-        _import(source, recordings, transcriber)
-    elif not resume:
-        wanted = _sentences(prompts, sentence or [], sentences, language or "en")
-        if not _record(wanted, recordings, transcriber, device):
-            say(f"kept so far; go on with: whisperfold enroll {name} --add")
-            return
-        if not yes and not typer.confirm("Learn from them now?", default=True):
+    if not resume:
+        wanted = _sentences(prompts, sentence or [], sentences, language or "en") if source is None else []
+        with store.locked(name):
+            if source is not None:
+                _import(source, recordings, transcriber, language)
+            else:
+                _record(name, wanted, recordings, transcriber, device, language)
+        if source is None and not yes and not typer.confirm("Learn from them now?", default=True, err=True):
+            say(f"not now; later: whisperfold enroll {name} --resume")
             return
     os.nice(nice)
     options = EnrollOptions(language=language, threads=threads, max_memory_mb=max_memory)
-    outcome = _adapt(store, name, transcriber, options)
+    try:
+        outcome = _adapt(store, name, transcriber, options)
+    except KeyboardInterrupt:
+        say(f"stopped, nothing has changed; go on with: whisperfold enroll {name} --resume")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     _print(outcome)
     if not outcome.decision.promoted:
         raise typer.Exit(EXIT_NOT_TAKEN)
 
 
 def _sentences(n_prompts: int, own: list[str], file: Path | None, language: str) -> list[str]:
-    """The user's own sentences first, then the packaged ones."""
+    """The user's own sentences first, then the packaged ones; own ones do in a language that has none."""
     from whisperfold.runtime.recordings import read_prompts
 
-    lines = file.read_text(encoding="utf-8").splitlines() if file is not None else []
-    packaged = read_prompts(language)[:n_prompts] if n_prompts else []
-    return list(dict.fromkeys(line.strip() for line in (*own, *lines, *packaged) if line.strip()))
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines() if file is not None else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise EnrollmentError(f"{file}: not readable ({error}); expected one sentence a line, UTF-8") from error
+    wanted = [line.strip() for line in (*own, *lines) if line.strip()]
+    try:
+        wanted += read_prompts(language)[:n_prompts] if n_prompts else []
+    except EnrollmentError:
+        if not wanted:
+            raise
+    if not wanted:
+        raise EnrollmentError("nothing to read aloud; give --prompts, --sentence or --sentences FILE")
+    return list(dict.fromkeys(wanted))
 
 
-def _import(source: Path, recordings: "RecordingStore", transcriber: "Transcriber") -> None:
+def _import(source: Path, recordings: "RecordingStore", transcriber: "Transcriber", language: str | None) -> None:
     """Copy recordings into the store; those without text get the model's own, where it is sure."""
     from whisperfold.runtime.recordings import label, read_source
 
     counts = {"import": 0, "self": 0, "known": 0}
     for candidate in read_source(source):
-        labelled = [candidate] if candidate.text is not None else label(candidate, transcriber)
+        labelled = [candidate] if candidate.text is not None else label(candidate, transcriber, language)
         for item in labelled:
             kept = recordings.add(item.samples, item.text or "", item.kind)
             counts[item.kind if kept else "known"] += 1
@@ -106,13 +135,27 @@ def _import(source: Path, recordings: "RecordingStore", transcriber: "Transcribe
     say(f"{imported} recordings imported, {guessed} labelled by the model, {known} known already")
 
 
-def _record(wanted: list[str], recordings: "RecordingStore", transcriber: "Transcriber", device: str | None) -> bool:
-    """The guided flow at the terminal; False: later."""
+def _record(
+    name: str,
+    wanted: list[str],
+    recordings: "RecordingStore",
+    transcriber: "Transcriber",
+    device: str | None,
+    language: str | None,
+) -> None:
+    """The guided flow at the terminal; q and Ctrl-C keep what is there, and end the command."""
     from whisperfold.runtime.enroll_terminal import read_aloud
 
     if not sys.stdin.isatty():
         raise EnrollmentError("recording needs a terminal; import recordings with --from, or use the web page")
-    return read_aloud(wanted, recordings, transcriber, _studio(device))
+    code = 0
+    try:
+        if read_aloud(wanted, recordings, transcriber, _studio(device), language):
+            return
+    except (KeyboardInterrupt, EOFError):
+        code = EXIT_INTERRUPTED
+    say(f"{len(recordings.all())} recordings are kept; go on with: whisperfold enroll {name} --add")
+    raise typer.Exit(code)
 
 
 def _studio(device: str | None) -> "Studio":
@@ -128,8 +171,8 @@ def _studio(device: str | None) -> "Studio":
 
     def chunks() -> Iterator[Any]:
         """The microphone, open while it is read."""
-        console.print("  [bold red]recording[/] (Enter ends it)")
         with Microphone(device) as microphone:
+            console.print("  [bold red]recording[/] (Enter ends it)")
             yield from microphone.chunks()
 
     def pressed() -> bool:
@@ -143,7 +186,7 @@ def _studio(device: str | None) -> "Studio":
         """Through the loudspeaker."""
         sounddevice.play(samples, SAMPLE_RATE, blocking=True)
 
-    return Studio(chunks, console.input, lambda line: console.print(line, markup=False), play, pressed)
+    return Studio(chunks, console.input, lambda line: console.print(line, markup=False, highlight=False), play, pressed)
 
 
 def _adapt(store: "ProfileStore", name: str, transcriber: "Transcriber", options: Any) -> "Outcome":

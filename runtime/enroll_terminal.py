@@ -41,8 +41,21 @@ class Studio:
     """Whether Enter was pressed while recording."""
 
 
-def read_aloud(sentences: Sequence[str], recordings: RecordingStore, transcriber: Transcriber, studio: Studio) -> bool:
-    """Record the sentences that are not recorded yet.
+def read_aloud(
+    sentences: Sequence[str],
+    recordings: RecordingStore,
+    transcriber: Transcriber,
+    studio: Studio,
+    language: str | None = None,
+) -> bool:
+    """Record the sentences that are not recorded yet; each is kept at once, so that Ctrl-C loses one at most.
+
+    Args:
+        sentences: to read.
+        recordings: where they go.
+        transcriber: hears whether the reading is right.
+        studio: sound and answers.
+        language: of the sentences, for multilingual bundles.
 
     Returns:
         False if the person wants to go on later.
@@ -50,7 +63,7 @@ def read_aloud(sentences: Sequence[str], recordings: RecordingStore, transcriber
     done = {item.text for item in recordings.all()}
     waiting = [sentence for sentence in sentences if sentence not in done]
     for number, sentence in enumerate(waiting, 1):
-        answer = _one(f"{number}/{len(waiting)}", sentence, recordings, transcriber, studio)
+        answer = _one(f"{number}/{len(waiting)}", sentence, recordings, transcriber, studio, language)
         if answer == "q":
             return False
     return True
@@ -80,7 +93,14 @@ def record(studio: Studio, max_s: float) -> np.ndarray:
     return samples[max(0, round((start_s - KEEP_S) * SAMPLE_RATE)) : round(last_s * SAMPLE_RATE)]
 
 
-def _one(number: str, sentence: str, recordings: RecordingStore, transcriber: Transcriber, studio: Studio) -> str:
+def _one(
+    number: str,
+    sentence: str,
+    recordings: RecordingStore,
+    transcriber: Transcriber,
+    studio: Studio,
+    language: str | None,
+) -> str:
     """Record one sentence until the person is content; return the last answer."""
     studio.say(f"\n[{number}] {sentence}")
     while True:
@@ -88,7 +108,7 @@ def _one(number: str, sentence: str, recordings: RecordingStore, transcriber: Tr
         if answer in ("s", "q"):
             return answer
         samples = record(studio, transcriber.bundle.window.max_s)
-        check = check_recording(samples, sentence, transcriber)
+        check = check_recording(samples, sentence, transcriber, language)
         if check.problem:
             studio.say(f"  {check.problem}")
             continue

@@ -118,8 +118,14 @@ class _Call:
             "event=request peer=%s method=%s path=%s status=%d took_s=%.3f%s",
             peer_name(scope),
             scope.get("method", "WS"),
-            scope["path"][:100].encode("unicode_escape").decode("ascii").replace(" ", "%20"),
+            _path(scope)[:100].encode("unicode_escape").decode("ascii").replace(" ", "%20"),
             self._status,
             time.monotonic() - self._started_s,
             f" refused={self.reason}" if self.reason else "",
         )
+
+
+def _path(scope: Scope) -> str:
+    """The path for the log; a person's name in it stays out."""
+    name = scope.get("path_params", {}).get("name")
+    return str(scope["path"]).replace(f"/{name}", "/{name}") if name else str(scope["path"])

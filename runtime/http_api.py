@@ -15,7 +15,8 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from whisperfold.runtime.http_errors import as_request_error, error_body
+from whisperfold.runtime.access import check_caller
+from whisperfold.runtime.http_errors import RequestError, as_request_error, error_body
 from whisperfold.runtime.recognizer import Recognizer
 from whisperfold.runtime.transcript import Segment
 from whisperfold.runtime.transcription_request import TranscriptionRequest, read_request
@@ -50,9 +51,13 @@ async def models(request: Request) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """GET /health: 200 if work is taken, else 503 with the reason."""
+    """GET /health: 200 if work is taken, else 503 with the reason; whose voice is used is not for everybody."""
     state = request.app.state
     recognizer = state.recognizer.status()
+    try:
+        check_caller(request.scope, state.config)
+    except RequestError:
+        recognizer.pop("profile", None)
     microphone = state.microphone.status() if state.microphone is not None else None
     why = []
     if recognizer["error"]:

@@ -15,7 +15,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from whisperfold.runtime.errors import AudioError, BundleError, BusyError, ConfigError, WhisperfoldError
+from whisperfold.runtime.errors import (
+    AudioError,
+    BundleError,
+    BusyError,
+    ConfigError,
+    EnrollmentError,
+    ProfileError,
+    WhisperfoldError,
+)
 
 RETRY_AFTER_S = 2
 """What a client is told to wait after a 503, seconds."""
@@ -47,6 +55,8 @@ def as_request_error(error: Exception) -> RequestError:
         return RequestError(400, "audio", str(error), "file")
     if isinstance(error, ConfigError):
         return RequestError(400, "option", str(error))
+    if isinstance(error, ProfileError | EnrollmentError):
+        return RequestError(409, "profile", str(error))
     if isinstance(error, BundleError):
         return RequestError(503, "bundle", "the speech model cannot be loaded; the server's log says why")
     if isinstance(error, HTTPException):

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from whisperfold.runtime.audio import SAMPLE_RATE
+from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.error_rate import Score, score
-from whisperfold.runtime.errors import EnrollmentError
+from whisperfold.runtime.errors import AudioError, EnrollmentError
 from whisperfold.runtime.recording_checks import Check, check_recording
 from whisperfold.runtime.recordings import RecordingStore, read_source
 from whisperfold.runtime.text_style import in_style_of
@@ -25,8 +26,6 @@ MIN_RECORDINGS = 8
 MIN_TOTAL_S = 30.0
 MAX_MISREAD_SHARE = 0.5
 """More recordings than this whose text does not match: the texts are somebody else's."""
-_BASE_MB, _MB_PER_S = 350.0, 30.0
-"""Peak memory of an adaptation, and per second of its longest recording (measured: 15 s 800, 30 s 1250 MB)."""
 
 Told = Callable[[str, float], None]
 """Called with a stage and the share of it that is done."""
@@ -58,11 +57,15 @@ def select(
         EnrollmentError: too few are left, or the texts are somebody else's.
     """
     kept = recordings.all()
-    max_s = max(0.0, (max_memory_mb - _BASE_MB) / _MB_PER_S)
+    max_s = longest_recording_s(transcriber.bundle, max_memory_mb)
     lessons, before, left_out, warnings, n_misread = [], [], [], [], 0
     for done, item in enumerate(kept):
         told("checking recordings", done / len(kept))
-        samples = recordings.load(item)
+        try:
+            samples = recordings.load(item)
+        except (AudioError, EnrollmentError) as error:
+            left_out.append((item.file, str(error)))
+            continue
         check = check_recording(samples, item.text, transcriber, language)
         if not check.problem and item.duration_s > max_s:
             check = Check(f"{item.duration_s:.1f} s long, --max-memory leaves room for {max_s:.0f} s", "", 0.0, 1.0)
@@ -86,6 +89,17 @@ def select(
             f"{MIN_RECORDINGS} and {MIN_TOTAL_S:.0f} s: record more"
         )
     return selection
+
+
+def longest_recording_s(bundle: Bundle, max_memory_mb: float) -> float:
+    """Return how long a recording may be so that learning it stays below a peak memory in MB (10^6 bytes).
+
+    An upper bound of what `python tests/bench/adapt_memory.py` measures: tiny.en 446, 662, 1,088 MB for 5, 15, 30 s,
+    base 749, 1,168, 2,057 MB.
+    """
+    fixed_mb = 200.0 + 3.9e-6 * bundle.size_bytes
+    mb_per_s = 0.0175 * bundle.dims.n_audio_state * bundle.dims.n_audio_layer
+    return max(0.0, (max_memory_mb - fixed_mb) / mb_per_s)
 
 
 def fold_numbers(n: int, total_s: float, n_folds: int, seed: int) -> np.ndarray:

@@ -18,7 +18,9 @@ from whisperfold.runtime.cli_options import (
     DeviceOption,
     HotwordOption,
     LanguageOption,
+    ProfilesOption,
     PromptOption,
+    SpeakerOption,
     TaskOption,
     ThreadsOption,
     say,
@@ -42,6 +44,8 @@ def listen(
         str, typer.Option("--format", "-f", help="text (captions on a terminal), txt, jsonl, srt or vtt.")
     ] = "text",
     bundle: BundleOption = None,
+    speaker: SpeakerOption = None,
+    profiles: ProfilesOption = None,
     language: LanguageOption = None,
     task: TaskOption = "transcribe",
     threads: ThreadsOption = 0,
@@ -62,6 +66,7 @@ def listen(
     from whisperfold.runtime import listen as live
     from whisperfold.runtime.formats import check_format
     from whisperfold.runtime.listen_output import FORMATS
+    from whisperfold.runtime.speaker import open_transcriber
     from whisperfold.runtime.stream import StreamOptions
 
     check_format(output_format, FORMATS)
@@ -75,7 +80,7 @@ def listen(
     streaming = StreamOptions(policy=policy)
     with ExitStack() as stack:
         source = _Microphone(device) if input_file is None else _File(input_file, not as_fast_as_possible)
-        transcriber = _open_transcriber(bundle, threads)
+        transcriber = open_transcriber(bundle, speaker, profiles, threads)
         stop = stack.enter_context(_stopping())
         if save_audio is not None:
             say(f"RECORDING: all that is heard goes to {save_audio}, until Ctrl-C", prefix="")
@@ -142,13 +147,6 @@ class _Microphone:
         """Show that it delivers sound, is lost, back, or cannot be understood."""
         if self.output is not None:
             self.output.status(status)
-
-
-def _open_transcriber(bundle: Path | None, threads: int) -> "Transcriber":
-    """Load the weights; None is the packaged bundle."""
-    from whisperfold.runtime.transcribe import Transcriber
-
-    return Transcriber.open(bundle, threads=threads)
 
 
 def _open_output(stack: ExitStack, name: str, source: str, transcriber: "Transcriber", is_recording: bool) -> "Output":

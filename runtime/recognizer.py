@@ -4,14 +4,14 @@
     segments    blocks of a file  -> segments as they are recognised
     open_stream live audio        -> LiveStream: push / finish -> StreamEvent
 
-Weights are loaded by the first work, dropped when nothing has run for idle_unload_s, and exchanged by
-`reload`: work that has begun ends on the old ones. Methods belong to one event loop; the model never runs on it.
+Weights (weights.py) are loaded by the first work, dropped when nothing has run for idle_unload_s, and exchanged by
+`reload` and `use`: a clip that has begun ends on the old ones, a stream goes over between two utterances. Methods
+belong to one event loop; the model never runs on it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,21 +20,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from whisperfold.runtime.bundle import Bundle, default_bundle
-from whisperfold.runtime.errors import BundleError, BusyError, ConfigError
+from whisperfold.runtime.bundle import Bundle
+from whisperfold.runtime.errors import BusyError, ConfigError
+from whisperfold.runtime.following import FollowingSession
 from whisperfold.runtime.live_stream import LiveStream
-from whisperfold.runtime.memory import give_back
+from whisperfold.runtime.profile import Profile
+from whisperfold.runtime.profiles import ProfileStore
 from whisperfold.runtime.recording import Recording, close_blocks
 from whisperfold.runtime.session import DEFAULT_PROVIDERS
 from whisperfold.runtime.transcribe import Transcriber
 from whisperfold.runtime.transcript import Segment, Transcription
+from whisperfold.runtime.weights import Weights
 from whisperfold.runtime.workers import BULK, FINAL, Workers
 
 if TYPE_CHECKING:
     from whisperfold.runtime.metrics import Metrics
-    from whisperfold.runtime.stream import StreamingSession, StreamOptions
+    from whisperfold.runtime.stream import StreamOptions
 
-_LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 _HANGS_S = 600.0
 """No run takes this long: the longest is the search for speech in two hours of silence, minutes on a Pi."""
@@ -52,6 +54,8 @@ class Recognizer:
         idle_unload_s: float | None = None,
         metrics: Metrics | None = None,
         providers: Sequence[str] = DEFAULT_PROVIDERS,
+        profiles: Path | None = None,
+        speaker: str | None = None,
     ) -> None:
         """Read the bundle's manifest; the weights come with the first work.
 
@@ -63,51 +67,58 @@ class Recognizer:
             idle_unload_s: drop the weights after this long without work; None keeps them.
             metrics: where work is counted.
             providers: onnxruntime's execution providers, the preferred one first.
+            profiles: where profiles are; None is the user's own store.
+            speaker: whose profile; "none": the bundle as it is; None: the one in use, also when that changes.
 
         Raises:
             BundleError: the bundle is missing, incomplete or too new.
             ConfigError: workers or max_waiting is out of range.
+            ProfileError: the speaker's profile is missing or damaged.
         """
         if workers < 1 or max_waiting < 0:
             raise ConfigError(f"workers={workers}, max_waiting={max_waiting}: expected at least 1 and 0")
-        self._path = bundle or default_bundle()
-        self._bundle = Bundle.open(self._path, check=False)
-        self._threads, self._n_workers, self._max_waiting = threads, workers, max_waiting
-        self._providers = tuple(providers)
-        self._idle_unload_s = idle_unload_s
+        self._weights = Weights(bundle, profiles, speaker, threads, providers, idle_unload_s)
+        self._n_workers, self._max_waiting = workers, max_waiting
         self._metrics = metrics
         self._workers = Workers(workers)
-        self._transcriber: Transcriber | None = None
-        self._loading = asyncio.Lock()
-        self._load_error: str | None = None
-        self._is_checked = False
         self._admitted = 0  # clips and files that run or wait
         self._streams = 0
-        self._idle_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
 
     @property
     def name(self) -> str:
         """Name of the bundle, e.g. tiny.en."""
-        return self._bundle.name
+        return self.bundle.name
 
     @property
     def languages(self) -> tuple[str, ...]:
         """Codes of the languages that the bundle knows."""
-        tokens = self._bundle.tokens
+        tokens = self.bundle.tokens
         return tuple(tokens.languages) if tokens.multilingual else ("en",)
 
     @property
     def bundle(self) -> Bundle:
         """The bundle that new work runs on."""
-        return self._bundle
+        return self._weights.bundle
+
+    @property
+    def store(self) -> ProfileStore:
+        """The profiles for this bundle."""
+        return self._weights.store
+
+    @property
+    def profile(self) -> Profile | None:
+        """Whose voice new work is heard with; None is the bundle as it is."""
+        return self._weights.profile
 
     def status(self) -> dict[str, Any]:
-        """Return what /health and the logs tell: loaded, waiting, running, streams, error of the last load."""
+        """Return what /health tells: weights, profile, waiting, running, streams, error of the last load."""
+        profile = self.profile
         return {
             "bundle": self.name,
-            "loaded": self._transcriber is not None,
-            "error": self._load_error,
+            "profile": {"name": profile.name, "version": profile.version} if profile else None,
+            "loaded": self._weights.is_loaded,
+            "error": self._weights.error,
             "workers": self._n_workers,
             "running": self._workers.running,
             "waiting": self._workers.waiting,
@@ -128,17 +139,15 @@ class Recognizer:
         self._refuse_if(self._admitted >= self._n_workers + self._max_waiting)
 
     async def load(self) -> Transcriber:
-        """Return the weights, loading them if they are not there.
+        """Return the weights of now, loading them if they are not there.
 
         Raises:
             BundleError: the bundle is damaged or cannot be loaded.
+            ProfileError: the speaker's profile is damaged.
         """
-        async with self._loading:
-            if self._transcriber is None:
-                self._transcriber = await self._open(self._path, check=not self._is_checked)
-                self._bundle = self._transcriber.bundle
-                self._start_idle_timer()
-            return self._transcriber
+        transcriber = await self._weights.get()
+        self._rest()
+        return transcriber
 
     async def transcribe(self, samples: np.ndarray, **options: Any) -> Transcription:
         """Transcribe a clip; arguments and errors as `Transcriber.transcribe`.
@@ -199,37 +208,35 @@ class Recognizer:
         """
         self._refuse_if(self._workers.waiting > self._max_waiting)
         self._streams += 1
-        self._stop_idle_timer()
+        self._weights.wake()
         try:
             transcriber = await self.load()
-            session = await self.run(FINAL, lambda: transcriber.stream(options, **decoding))
+            session = await self.run(
+                FINAL, lambda: FollowingSession(transcriber, self._weights.newest, options, **decoding)
+            )
         except BaseException:
             self._leave_stream()
             raise
-
-        def renew(always: bool) -> StreamingSession | None:
-            """A session on the newest weights; None if that is what the stream has, unless always."""
-            nonlocal transcriber
-            newest = self._transcriber or transcriber
-            if newest is transcriber and not always:
-                return None
-            transcriber = newest
-            return transcriber.stream(options, **decoding)
-
-        return LiveStream(session, self.run, renew, self._leave_stream, self._metrics)
+        return LiveStream(session, self.run, self._leave_stream, self._metrics)
 
     async def reload(self, bundle: Path | None = None) -> None:
         """Take a bundle (None: the same directory, read again) for new work; running work ends on the old one.
 
         Raises:
             BundleError: it cannot be loaded; the old one stays in use.
+            ProfileError: the speaker has no profile for it; the old one stays in use.
         """
-        path = bundle or self._path
-        async with self._loading:
-            fresh = await self._open(path, check=True)
-            self._path, self._bundle, self._transcriber = path, fresh.bundle, fresh
-        give_back()
-        self._start_idle_timer()
+        await self._weights.reload(bundle)
+        self._rest()
+
+    async def use(self, name: str | None) -> None:
+        """Put a profile in use (None: the bundle as it is), for new work here and after a restart.
+
+        Raises:
+            ProfileError: no such profile, it is damaged, or this recogniser is for one speaker.
+        """
+        await self._weights.use(name)
+        self._rest()
 
     async def run(self, priority: int, function: Callable[[], _Result]) -> _Result:
         """Run a function on a worker thread."""
@@ -238,33 +245,21 @@ class Recognizer:
     async def close(self) -> None:
         """Refuse new work, finish what was accepted, stop the threads."""
         self._is_closed = True
-        self._stop_idle_timer()
+        self._weights.wake()
         await asyncio.to_thread(self._workers.close)
-        self._transcriber = None
-
-    async def _open(self, path: Path, check: bool) -> Transcriber:
-        """Load weights on a thread of their own: the workers may be busy with the old ones."""
-        started_s = time.monotonic()
-        try:
-            fresh = await asyncio.to_thread(Transcriber.open, path, self._threads, check, self._providers)
-        except BundleError as error:
-            self._load_error = str(error)
-            raise
-        self._load_error, self._is_checked = None, True
-        _LOG.info("event=loaded bundle=%s load_s=%.3f", fresh.bundle.name, time.monotonic() - started_s)
-        return fresh
+        self._weights.drop()
 
     @contextmanager
     def _admission(self) -> Iterator[None]:
         """A place among the clips and files that run or wait."""
         self.check_room()
         self._admitted += 1
-        self._stop_idle_timer()
+        self._weights.wake()
         try:
             yield
         finally:
             self._admitted -= 1
-            self._start_idle_timer()
+            self._rest()
 
     def _refuse_if(self, is_full: bool) -> None:
         """Raise BusyError when there is no place."""
@@ -280,25 +275,9 @@ class Recognizer:
     def _leave_stream(self) -> None:
         """A stream has ended."""
         self._streams -= 1
-        self._start_idle_timer()
+        self._rest()
 
-    def _start_idle_timer(self) -> None:
-        """Nothing may be running: count down to the unload."""
-        if self._idle_unload_s is None or self._admitted or self._streams or self._is_closed:
-            return
-        self._stop_idle_timer()
-        self._idle_timer = asyncio.get_running_loop().call_later(self._idle_unload_s, self._unload)
-
-    def _stop_idle_timer(self) -> None:
-        """Work has come."""
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
-
-    def _unload(self) -> None:
-        """Drop the weights; the next work loads them again."""
-        if self._loading.locked() or self._transcriber is None:
-            return
-        self._transcriber = None
-        give_back()
-        _LOG.info("event=unloaded bundle=%s idle_s=%.0f", self.name, self._idle_unload_s or 0.0)
+    def _rest(self) -> None:
+        """Nothing may be running: the weights may go."""
+        if not (self._admitted or self._streams or self._is_closed):
+            self._weights.rest()

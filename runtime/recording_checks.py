@@ -100,10 +100,12 @@ def _refused(problem: str) -> Check:
 
 
 def _noise_dbfs(chunks: np.ndarray, voiced: np.ndarray) -> float:
-    """Level of what is not speech: the chunks away from it, or the quietest tenth where there are few."""
+    """Level of what is not speech: the chunks away from it, or the quietest tenth if that is less.
+
+    A recording that begins in the middle of a word is speech before the detector hears it.
+    """
     near = np.convolve(voiced, np.ones(5), mode="same") > 0
-    quiet = chunks[~near]
-    if len(quiet) < 4:
-        power = np.mean(chunks**2, axis=1)
-        quiet = chunks[power <= np.quantile(power, 0.1)]
-    return level_dbfs(quiet)
+    power = np.mean(chunks**2, axis=1)
+    quietest = chunks[power <= np.quantile(power, 0.1)]
+    away = chunks[~near]
+    return min(level_dbfs(quietest), level_dbfs(away)) if len(away) >= 4 else level_dbfs(quietest)

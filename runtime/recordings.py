@@ -3,6 +3,8 @@
     recordings/manifest.jsonl    {"file", "text", "duration_s", "kind", "digest"} per line
     recordings/0001.flac ...     16 kHz, mono, 16 bit
 
+Either may be sealed (encryption.py).
+
 kind: "read" (a prompt), "import" (came with a transcript), "self" (the model's own text, where it was sure).
 """
 
@@ -14,15 +16,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile as sf
 
 from whisperfold.runtime.audio import SAMPLE_RATE, load_audio
-from whisperfold.runtime.errors import EnrollmentError
-from whisperfold.runtime.files import private_dir, write_atomic
-from whisperfold.runtime.transcribe import Transcriber
+from whisperfold.runtime.encryption import PlainFiles
+from whisperfold.runtime.errors import AudioError, EnrollmentError
+from whisperfold.runtime.files import private_dir
+
+if TYPE_CHECKING:
+    from whisperfold.runtime.transcribe import Transcriber
 
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff")
 PROMPTS = Path(__file__).parent / "prompts"
@@ -56,28 +61,43 @@ class Candidate:
 
 
 class RecordingStore:
-    """The recordings folder of one person."""
+    """The recordings folder of one person; `files` reads and writes what is in it, sealed or not."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: PlainFiles | None = None) -> None:
         self.folder = folder
+        self._files = files or PlainFiles()
 
     def all(self) -> list[Recording]:
         """Return what is kept, in order.
 
         Raises:
             EnrollmentError: the manifest is damaged.
+            ProfileError: it is sealed.
         """
         path = self.folder / "manifest.jsonl"
-        if not path.exists():
+        if not self._files.find(path).exists():
             return []
         try:
-            return [Recording(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
+            lines = self._files.read(path).decode().split("\n")
+            return [Recording(**json.loads(line)) for line in lines if line]
         except (ValueError, TypeError) as error:
             raise EnrollmentError(f"{path}: damaged ({error}); record again, or mend it by hand") from error
 
     def load(self, recording: Recording) -> np.ndarray:
-        """Return float32 (n,) at 16 kHz; AudioError if the file is gone or damaged."""
-        return load_audio(self.folder / recording.file)
+        """Return float32 (n,) at 16 kHz.
+
+        Raises:
+            EnrollmentError: the file is gone.
+            AudioError: it is damaged.
+            ProfileError: it is sealed.
+        """
+        path = self.folder / recording.file
+        try:
+            return load_audio(io.BytesIO(self._files.read(path)))
+        except OSError as error:
+            raise EnrollmentError(f"{path}: {error.strerror}; remove its line from the manifest") from error
+        except AudioError as error:
+            raise AudioError(f"{path}: {error}") from error
 
     def add(self, samples: np.ndarray, text: str, kind: str = "read") -> Recording | None:
         """Keep a recording; None if it is there already, with this text.
@@ -96,19 +116,19 @@ class RecordingStore:
         recording = Recording(f"{number:04d}.flac", text, round(samples.size / SAMPLE_RATE, 3), kind, digest)
         audio = io.BytesIO()
         sf.write(audio, pcm, SAMPLE_RATE, "PCM_16", format="FLAC")
-        write_atomic(self.folder / recording.file, audio.getvalue())
+        self._files.write(self.folder / recording.file, audio.getvalue())
         self._write([*kept, recording])
         return recording
 
     def remove(self, recording: Recording) -> None:
         """Delete a recording."""
         self._write([item for item in self.all() if item.file != recording.file])
-        (self.folder / recording.file).unlink(missing_ok=True)
+        self._files.remove(self.folder / recording.file)
 
     def _write(self, kept: list[Recording]) -> None:
         """Replace the manifest."""
         lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in kept]
-        write_atomic(self.folder / "manifest.jsonl", "".join(lines).encode())
+        self._files.write(self.folder / "manifest.jsonl", "".join(lines).encode())
 
 
 def read_source(path: Path) -> Iterator[Candidate]:
@@ -155,10 +175,16 @@ def _read_manifest(path: Path) -> Iterator[Candidate]:
         yield Candidate(Path(audio).name, load_audio(path.parent / audio), text)
 
 
-def label(candidate: Candidate, transcriber: Transcriber) -> list[Candidate]:
-    """Return the stretches of an unlabelled recording that the model is sure of, with its own text."""
+def label(candidate: Candidate, transcriber: Transcriber, language: str | None = None) -> list[Candidate]:
+    """Return the stretches of an unlabelled recording that the model is sure of, with its own text.
+
+    Args:
+        candidate: of any length; it is cut where the speaker pauses, so that a stretch fits the bundle's window.
+        transcriber: hears it.
+        language: of multilingual bundles.
+    """
     found = []
-    for segment in transcriber.transcribe_blocks([candidate.samples]):
+    for segment in transcriber.transcribe_blocks([candidate.samples], language=language):
         if segment.avg_logprob < CONFIDENT_LOGPROB or len(segment.text.split()) < SELF_MIN_WORDS:
             continue
         samples = candidate.samples[int(segment.start_s * SAMPLE_RATE) : int(segment.end_s * SAMPLE_RATE)]

@@ -31,12 +31,15 @@ from starlette.staticfiles import StaticFiles
 
 from whisperfold.runtime import http_api
 from whisperfold.runtime.captions_socket import captions
+from whisperfold.runtime.enroll_api import enroll_routes
+from whisperfold.runtime.enroll_job import EnrollJob
 from whisperfold.runtime.errors import WhisperfoldError
 from whisperfold.runtime.gate import Gate
 from whisperfold.runtime.http_errors import answer_error
 from whisperfold.runtime.listeners import listening
 from whisperfold.runtime.metrics import Metrics
 from whisperfold.runtime.notify import Notifier
+from whisperfold.runtime.profiles_api import profile_routes
 from whisperfold.runtime.realtime import realtime
 from whisperfold.runtime.recognizer import Recognizer
 from whisperfold.runtime.server_config import NEED_RESTART, ServerConfig, is_loopback
@@ -76,6 +79,8 @@ def create_app(
             Route("/v1/audio/transcriptions", http_api.transcriptions, methods=["POST"]),
             Route("/v1/audio/translations", http_api.translations, methods=["POST"]),
             Route("/v1/models", http_api.models),
+            *profile_routes,
+            *enroll_routes,
             Route("/health", http_api.health),
             Route("/metrics", http_api.metrics),
             WebSocketRoute("/v1/realtime", realtime),
@@ -89,6 +94,7 @@ def create_app(
     )
     app.state.config, app.state.recognizer, app.state.metrics = config, recognizer, metrics
     app.state.microphone = microphone
+    app.state.enroll_job = EnrollJob(recognizer)
     app.state.stopping = asyncio.Event()
     return app
 
@@ -106,6 +112,8 @@ async def _serve(
         config.idle_unload_s,
         metrics,
         config.providers,
+        config.profiles,
+        config.speaker,
     )
     microphone = _open_microphone(config, recognizer)
     app = create_app(config, recognizer, metrics, microphone)
@@ -114,6 +122,7 @@ async def _serve(
     server = WebServer(app)
     await recognizer.load()
     async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(app.state.enroll_job.close)
         if config.wyoming_port:
             await stack.enter_async_context(_wyoming(config, recognizer, metrics))
         await stack.enter_async_context(_background(notifier.keep_alive(recognizer.is_alive)))

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from whisperfold.runtime.cli_options import BundleOption, say
+from whisperfold.runtime.cli_options import BundleOption, ProfilesOption, SpeakerOption, say
 
 
 def serve(
@@ -27,6 +27,8 @@ def serve(
     unix_socket: Annotated[Path | None, typer.Option(help="Also listen on this Unix socket, without a token.")] = None,
     token_file: Annotated[Path | None, typer.Option(help="File with the token that other machines must send.")] = None,
     bundle: BundleOption = None,
+    speaker: SpeakerOption = None,
+    profiles: ProfilesOption = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of one run; 0: the cores there are, at most 4.")
     ] = None,
@@ -72,6 +74,8 @@ def serve(
         unix_socket=unix_socket,
         token_file=token_file,
         bundle=bundle,
+        speaker=speaker,
+        profiles=profiles,
         threads=threads,
         workers=workers,
         wyoming_port=wyoming_port,

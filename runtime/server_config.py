@@ -23,6 +23,8 @@ NEED_RESTART = (
     "threads",
     "workers",
     "providers",
+    "speaker",
+    "profiles",
     "wyoming_port",
     "wyoming_host",
     "zeroconf",
@@ -55,6 +57,10 @@ class ServerConfig:
     """Web pages (https://name) besides our own that may call the server."""
     bundle: Path | None = None
     """Bundle directory; none is the packaged tiny.en."""
+    speaker: str | None = None
+    """Whose profile; "none" is the bundle as it is; none given follows `whisperfold profiles use`."""
+    profiles: Path | None = None
+    """Where profiles are; none is ~/.local/share/whisperfold/profiles."""
     threads: int = 0
     """CPU threads of one run; 0 takes the CPUs there are, at most 4."""
     workers: int = 1

@@ -17,7 +17,8 @@ from whisperfold.runtime.decoding import DecodingResult, decode
 from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.errors import ConfigError
 from whisperfold.runtime.mel import MelStream, log_mel
-from whisperfold.runtime.profiles import Profile, ProfileStore
+from whisperfold.runtime.profile import Profile
+from whisperfold.runtime.profiles import ProfileStore
 from whisperfold.runtime.segments import window_segments
 from whisperfold.runtime.session import DEFAULT_PROVIDERS, Engine
 from whisperfold.runtime.stream import StreamingSession, StreamOptions
@@ -30,9 +31,11 @@ __all__ = ["Segment", "Session", "Transcriber", "Transcription", "Word"]
 class Transcriber:
     """Speech recognition with one bundle; safe to share between threads."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, profile: Profile | None = None) -> None:
+        """Take over an engine, and tell whose weights it has; None: the bundle's own."""
         self.engine = engine
         self.bundle = engine.bundle
+        self.profile = profile
 
     @classmethod
     def open(
@@ -59,7 +62,7 @@ class Transcriber:
         opened = Bundle.open(bundle or default_bundle(), check=check)
         if isinstance(profile, str):
             profile = ProfileStore(opened).get(profile)
-        return cls(Engine(opened, threads or 0, providers, profile.weights() if profile else None))
+        return cls(Engine(opened, threads or 0, providers, profile.weights() if profile else None), profile)
 
     @property
     def language(self) -> str | None:

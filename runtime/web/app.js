@@ -2,13 +2,15 @@
  *
  *     live.js    microphone -> browser_source.js or device_source.js -> captions.js
  *     files.js   recordings -> upload.js
- *     both       connection.js (address, token, sockets), subtitles.js (txt, srt, vtt)
+ *     enroll.js  a voice: enroll_record.js, enroll_learn.js, enroll_people.js
+ *     all        connection.js (address, token, sockets), subtitles.js (txt, srt, vtt)
  */
 
+import { VoiceView } from "./enroll.js";
 import { FilesView } from "./files.js";
 import { LiveView } from "./live.js";
 
-const TITLES = { live: "live captions", files: "recordings" };
+const TITLES = { live: "live captions", files: "recordings", voice: "my voice" };
 
 /** Show the view that the address names, Live by default. */
 function showView() {
@@ -30,3 +32,4 @@ document.querySelector(".skip").addEventListener("click", (event) => {
 showView();
 new LiveView();
 new FilesView();
+new VoiceView();

@@ -23,8 +23,8 @@ function mono(buffer) {
   return sum.map((sample) => sample / buffer.numberOfChannels);
 }
 
-/** Float samples -> a 16-bit WAV file. */
-function toWav(samples) {
+/** Float samples, mono -> a 16-bit WAV file. */
+export function toWav(samples, rate_hz = RATE_HZ) {
   const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
   const text = (place, letters) => [...letters].forEach((letter, i) => view.setUint8(place + i, letter.charCodeAt(0)));
   text(0, "RIFF");
@@ -33,8 +33,8 @@ function toWav(samples) {
   view.setUint32(16, 16, true); // length of the format block
   view.setUint16(20, 1, true); // PCM
   view.setUint16(22, 1, true); // channels
-  view.setUint32(24, RATE_HZ, true);
-  view.setUint32(28, 2 * RATE_HZ, true); // bytes per second
+  view.setUint32(24, rate_hz, true);
+  view.setUint32(28, 2 * rate_hz, true); // bytes per second
   view.setUint16(32, 2, true); // bytes per frame
   view.setUint16(34, 16, true); // bits
   text(36, "data");

@@ -1,4 +1,4 @@
-"""make bench: speed and memory, streaming, soak, WER and non-speech, then docs/benchmarks.md; a process each.
+"""make bench: speed and memory, streaming, soak, WER, enrollment, then docs/benchmarks.md; a process each.
 
     python tests/bench/run.py [--quick] [--bundle DIR] [--output DIR --page FILE]
 
@@ -49,16 +49,19 @@ def main() -> int:
         wer_args = ["--speech", str(args.speech)]
         live = ["--bundle", str(args.bundle), "--output", str(args.output)]
         stream_args, soak_args = ["--speech", str(args.speech)], ["--speech", str(args.speech)]
+        enroll_args = ["--speech", str(args.speech), "--fresh"]
         if args.quick:
             speed_args += ["--clips", "2", "--repeats", "2"]
             wer_args += ["--limit", "3"]
             stream_args += ["--limit", "1", "--sets", "accented-check", "--threads", "2"]
             soak_args += ["--hours", "0.05"]
+            enroll_args += ["--limit", "1"]
         steps = [
             ["speed.py", *common, *speed_args],
             ["stream.py", *live, *stream_args],
             ["soak.py", *live, *soak_args],
             ["wer.py", *common, *wer_args],
+            ["enroll.py", *live, *enroll_args],
             ["page.py", "--results", str(args.output), "--page", str(args.page)],
         ]
         statuses = [subprocess.run([sys.executable, str(HERE / script), *rest]).returncode for script, *rest in steps]

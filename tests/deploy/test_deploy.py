@@ -79,7 +79,8 @@ def test_the_unit_and_the_default_settings_agree():
     assert "tcp:10300" in unit["SocketBindAllow"]
     assert float(unit["TimeoutStopSec"][0].removesuffix("s")) > defaults.shutdown_s + 10  # Wyoming after HTTP
     assert unit["Type"] == ["notify"]
-    assert unit["Environment"] == ["ORT_DISABLE_TELEMETRY=1"]
+    assert unit["Environment"] == ["ORT_DISABLE_TELEMETRY=1", "XDG_DATA_HOME=%S"]
+    assert unit["StateDirectory"] == ["whisperfold"]  # %S/whisperfold/profiles is where the daemon looks for profiles
     assert unit["IPAddressAllow"] == ["localhost"]
     assert unit["DeviceAllow"] == ["char-alsa rw"]
 
@@ -110,7 +111,8 @@ def test_what_the_unit_allows_is_enough(microphone, tmp_path, bundle_path):
         assert "MemoryDenyWriteExecute=no" in text
         unit.write_text(text.replace("MemoryDenyWriteExecute=no", "MemoryDenyWriteExecute=yes"))
     script += (
-        "import soxr, uvicorn, wyoming, zeroconf.asyncio\n"
+        "import os, soxr, uvicorn, wyoming, zeroconf.asyncio\n"
+        "os.nice(10)\n"  # as an adaptation does
         "from whisperfold.runtime import Transcriber, load_audio\n"
         f"samples = load_audio({str(REPOSITORY / 'runtime/samples/jfk.flac')!r})\n"
         f"print(Transcriber.open({str(bundle_path)!r}, threads=2).transcribe(samples).text)\n"
@@ -252,6 +254,7 @@ def test_the_container_settings_load(tmp_path):
     jetson = tmp_path / "jetson.toml"  # as Dockerfile.jetson puts them together
     jetson.write_text(path.read_text() + (DEPLOY / "profiles" / "jetson.toml").read_text())
     assert load_config(jetson).threads == 4
+    assert config.profiles == Path("/var/lib/whisperfold/profiles")
 
 
 def test_every_link_of_the_pages_leads_somewhere():

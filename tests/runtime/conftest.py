@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.applications import Starlette
 
+from whisperfold.runtime.adapter import Adapter
+from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.listeners import listening
 from whisperfold.runtime.metrics import Metrics
+from whisperfold.runtime.profiles import ProfileStore
 from whisperfold.runtime.recognizer import Recognizer
 from whisperfold.runtime.serve import create_app
 from whisperfold.runtime.server_config import ServerConfig
@@ -58,7 +62,9 @@ def start_server(transcriber: Transcriber, tmp_path_factory: pytest.TempPathFact
     def start(
         microphone: Any = None, recognizer: Callable[..., Recognizer] = Recognizer, **settings: Any
     ) -> LiveServer:
-        config = ServerConfig(**{"port": 0, "bundle": transcriber.bundle.path, **settings}).checked()
+        no_profiles = tmp_path_factory.getbasetemp() / "no-profiles"
+        given = {"port": 0, "bundle": transcriber.bundle.path, "profiles": no_profiles, **settings}
+        config = ServerConfig(**given).checked()
         ready: Future[LiveServer] = Future()
         thread = threading.Thread(
             target=lambda: asyncio.run(_run(config, transcriber, recognizer, microphone, ready)), daemon=True
@@ -92,8 +98,16 @@ async def _run(
     try:
         with listening(config.host, config.port, config.unix_socket) as sockets:
             metrics = Metrics()
-            recognizer = make_recognizer(config.bundle, 2, config.workers, config.max_waiting, None, metrics)
-            recognizer._transcriber = transcriber  # loaded once for all tests
+            recognizer = make_recognizer(
+                config.bundle,
+                2,
+                config.workers,
+                config.max_waiting,
+                metrics=metrics,
+                profiles=config.profiles,
+                speaker=config.speaker,
+            )
+            recognizer._weights._loaded = transcriber  # loaded once for all tests
             app = create_app(config, recognizer, metrics, microphone)
             web = WebServer(app)
             task = asyncio.create_task(web.serve(sockets))
@@ -117,3 +131,23 @@ def short_clip(tmp_path_factory: pytest.TempPathFactory, jfk: Any) -> Path:
     path = tmp_path_factory.mktemp("clip") / "short.flac"
     sf.write(path, jfk[: 16_000 * 2], 16_000)
     return path
+
+
+FACTS = {"promoted": True, "reason": "better", "owner": {"before": 10.0, "after": 8.0}, "canary": {}, "recordings": 8}
+
+
+@pytest.fixture(scope="session")
+def other_voice(bundle: Bundle) -> tuple[Adapter, dict[str, np.ndarray]]:
+    """An adapter that nobody trained, and its weights: much the same words, visibly another text."""
+    adapter, rng = Adapter.create(bundle, rank=4, alpha=4.0), np.random.default_rng(1)
+    for name in [name for name in adapter.tensors if name.endswith("lora_B")]:
+        adapter.tensors[name] = rng.normal(0.0, 0.05, adapter.tensors[name].shape).astype(np.float32)
+    return adapter, adapter.fold(bundle)
+
+
+@pytest.fixture
+def voices(bundle: Bundle, other_voice: tuple[Adapter, dict[str, np.ndarray]], tmp_path: Path) -> ProfileStore:
+    """A store where anna has a profile, which is not in use."""
+    store = ProfileStore(bundle, tmp_path / "profiles")
+    store.promote(store.add("anna", *other_voice, FACTS, "<style>p{}</style><p>report of anna</p>"))
+    return store

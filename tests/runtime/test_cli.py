@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from whisperfold.runtime import cli, devices, listen_command, microphone, plugins, progress
+from whisperfold.runtime import cli, devices, microphone, plugins, progress, speaker
 from whisperfold.runtime.bundle import default_bundle
 from whisperfold.runtime.errors import AudioError, ConfigError
 
@@ -55,12 +55,11 @@ def recogniser(monkeypatch):
     fake = FakeTranscriber()
     fake.opened = []
 
-    def fake_open(bundle, threads):
-        fake.opened.append((bundle, threads))
+    def fake_open(*arguments):
+        fake.opened.append(arguments)
         return fake
 
-    monkeypatch.setattr(cli, "_open_transcriber", fake_open)
-    monkeypatch.setattr(listen_command, "_open_transcriber", fake_open)
+    monkeypatch.setattr(speaker, "open_transcriber", fake_open)
     return fake
 
 
@@ -106,9 +105,9 @@ def test_transcribe_to_stdout(recogniser, clip, capsys):
 def test_options_reach_the_recogniser(recogniser, clip):
     arguments = ["--language", "en", "--task", "translate", "--threads", "2", "--word-timestamps"]
     arguments += ["--beam-size", "3", "--prompt", "Kennedy", "--no-vad", "--bundle", "some/bundle"]
-    arguments += ["--hotword", "Ada", "--hotword", "New Delhi"]
+    arguments += ["--hotword", "Ada", "--hotword", "New Delhi", "--speaker", "anna", "--profiles", "voices"]
     assert cli.main(["transcribe", clip, *arguments]) == 0
-    assert recogniser.opened == [(Path("some/bundle"), 2)]
+    assert recogniser.opened == [(Path("some/bundle"), "anna", Path("voices"), 2)]
     assert recogniser.options == {
         "language": "en",
         "task": "translate",

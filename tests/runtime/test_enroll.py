@@ -143,7 +143,7 @@ def test_an_enrollment_that_is_interrupted_goes_on(
                 raise KeyboardInterrupt
             self._checkpoint.write_bytes(b"")
             ran.append(self._name)
-            return Adapted(Adapter.create(self._bundle, 2), 1, ({"epoch": 1.0, "loss": 1.0, "held_out_loss": 1.0},))
+            return Adapted(Adapter.create(self._bundle, 2), 1, 1, ({"epoch": 1.0, "loss": 1.0, "held_out_loss": 1.0},))
 
     monkeypatch.setattr("whisperfold.runtime.enroll.Adaptation", Run)
     with pytest.raises(KeyboardInterrupt):

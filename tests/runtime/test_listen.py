@@ -13,7 +13,7 @@ import pytest
 import soundfile as sf
 import typer
 
-from whisperfold.runtime import listen_command, microphone
+from whisperfold.runtime import listen_command, microphone, speaker
 from whisperfold.runtime.errors import AudioError, ConfigError, WhisperfoldError
 from whisperfold.runtime.listen import Clock, file_chunks, listen, saved, until
 from whisperfold.runtime.stream_event import StreamEvent
@@ -154,7 +154,7 @@ def test_recordings_are_not_overwritten_nor_written_in_odd_formats(tmp_path):
 def run(monkeypatch):
     """Run the command on a FakeTranscriber; returns exit code, stdout and stderr."""
     fake = FakeTranscriber()
-    monkeypatch.setattr(listen_command, "_open_transcriber", lambda bundle, threads: fake)
+    monkeypatch.setattr(speaker, "open_transcriber", lambda *arguments: fake)
     app = typer.Typer()
     app.command()(listen_command.listen)
 

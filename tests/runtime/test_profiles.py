@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pytest
 from whisperfold.runtime.adapter import Adapter
 from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.errors import BundleError, ProfileError
+from whisperfold.runtime.files import private_dir, write_atomic, write_synced
 from whisperfold.runtime.profiles import KEPT_VERSIONS, ProfileStore, default_root
 from whisperfold.runtime.session import Engine
 
@@ -70,34 +71,82 @@ def test_old_versions_go_but_never_the_current_one(store: ProfileStore) -> None:
     assert store.get("anna").weights()["w"][0] == KEPT_VERSIONS + 2
 
 
-def test_only_the_owner_may_read(store: ProfileStore) -> None:
-    add(store)
+@pytest.fixture
+def liberal_umask() -> Iterator[None]:
+    """Whatever a program makes without care is for everybody."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def everything(store: ProfileStore, jfk: np.ndarray) -> None:
+    """All that a person may leave: recordings, checkpoints, versions, what killed runs left, the lock."""
+    with store.locked("anna"):
+        store.recordings("anna").add(jfk[:16000], "And so")
+        write_atomic(private_dir(store.person("anna") / "state") / "all.safetensors", b"checkpoint")
+        add(store)
+        add(store, value=2.0)
     store.use("anna")
+    write_synced(store.folder / ".active.new-1", b"anna")
+    write_synced(store.person("anna") / ".current.new-1", b"0002")
+    private_dir(store.person("anna") / "versions" / ".0003.new-1")
+
+
+def test_only_the_owner_may_read(liberal_umask: None, store: ProfileStore, jfk: np.ndarray) -> None:
+    everything(store, jfk)
+    store.encrypt("anna", "eight letters or more")
+    seen = {path.name for path in store.folder.rglob("*")}
+    assert {".lock", "active", "current", "vault.json", "all.safetensors", "0001.flac.sealed"} <= seen
     for path in [store.folder.parent, *store.folder.parent.rglob("*")]:
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
 
 
-def test_recordings_outlive_a_profile_unless_named(store: ProfileStore) -> None:
-    add(store)
-    recording = store.person("anna") / "recordings" / "0001.flac"
-    recording.parent.mkdir()
-    recording.write_bytes(b"voice")
+def test_recordings_outlive_a_profile_unless_named(store: ProfileStore, jfk: np.ndarray) -> None:
+    everything(store, jfk)
     store.delete("anna")
-    assert recording.exists() and not store.has("anna")
+    left = sorted(path.name for path in store.person("anna").rglob("*"))
+    assert left == [".lock", "0001.flac", "manifest.jsonl", "recordings"]
+    assert not store.has("anna") and store.names() == ["anna"]
     store.delete("anna", with_recordings=True)
-    assert not store.person("anna").exists()
     with pytest.raises(ProfileError, match="no profile 'anna'"):
         store.delete("anna")
 
 
-def test_export_holds_no_recordings_and_no_texts(store: ProfileStore, tmp_path: Path) -> None:
+def test_delete_leaves_nothing_of_a_person(store: ProfileStore, jfk: np.ndarray) -> None:
+    everything(store, jfk)
+    add(store, "bert")
+    store.delete("anna", with_recordings=True)
+    assert store.active() is None and store.names() == ["bert"]
+    for path in store.folder.rglob("*"):
+        assert "anna" not in str(path.relative_to(store.folder))
+        assert path.is_dir() or b"anna" not in path.read_bytes(), path
+
+
+def test_delete_waits_for_an_enrollment(store: ProfileStore) -> None:
     add(store)
-    store.export("anna", tmp_path / "anna.zip")
-    with zipfile.ZipFile(tmp_path / "anna.zip") as archive:
-        assert set(archive.namelist()) == {"profile.json", "adapter.safetensors", "weights.safetensors"}
-    assert (tmp_path / "anna.zip").stat().st_mode & 0o777 == 0o600
-    with pytest.raises(ProfileError, match="not written"):
-        store.export("anna", tmp_path / "gone" / "anna.zip")
+    with store.locked("anna"), pytest.raises(ProfileError, match="being enrolled by another process"):
+        store.delete("anna", with_recordings=True)
+    assert store.has("anna")
+
+
+def test_what_the_disk_does_not_take_leaves_the_old_one(store: ProfileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(store)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("whisperfold.runtime.files.os.fsync", lambda handle: (_ for _ in ()).throw(full))
+    for change in (lambda: add(store, value=2.0), lambda: store.use("anna")):
+        with pytest.raises(ProfileError, match="not written .No space left"):
+            change()
+    assert store.get("anna").version == "0001" and store.active() is None
+    assert not [path for path in store.folder.rglob("*") if ".new-" in path.name]
+
+
+def test_a_bundle_is_its_weights(bundle: Bundle, tmp_path: Path) -> None:
+    add(ProfileStore(bundle, tmp_path))
+    measured = Bundle(bundle.path, {**bundle.manifest, "measured": {"wer": 1.0}, "name": "other"})
+    assert ProfileStore(measured, tmp_path).has("anna")
+    for name in ("encoder.onnx", "decoder.onnx", "tokenizer.json"):
+        files = {**bundle.manifest["files"], name: {"bytes": 1, "sha256": "0" * 64}}
+        assert not ProfileStore(Bundle(bundle.path, {**bundle.manifest, "files": files}), tmp_path).names()
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "none", "active", "x" * 65])
@@ -193,8 +242,17 @@ def test_a_kill_leaves_the_old_profile_or_the_new_one(
     if call == 99:
         assert store.active().weights()["w"][0] == 2.0
     else:
-        add(store, value=3.0)  # and the next one works, over the leftovers
+        with store.locked("anna"):  # and the next one works, over the leftovers
+            add(store, value=3.0)
         store.use("anna")
         assert store.active().weights()["w"][0] == 3.0
-        assert not list((store.person("anna") / "versions").glob(".new-*"))
+        assert not [path for path in store.folder.rglob("*") if ".new-" in path.name]
     assert json.loads((store.active().folder / "profile.json").read_text())["name"] == "anna"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_what_root_makes_belongs_to_the_owner_of_the_folder(tmp_path: Path) -> None:
+    os.chown(tmp_path, 4711, 4712)
+    write_atomic(private_dir(tmp_path / "a" / "b") / "active", b"anna\n")
+    for path in (tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "active"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (4711, 4712)

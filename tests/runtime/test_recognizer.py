@@ -25,8 +25,8 @@ def make(bundle_path: Path, transcriber: Transcriber) -> Make:
     """Recognizers on weights that are loaded already."""
 
     def make(is_loaded: bool = True, **settings: Any) -> Recognizer:
-        recognizer = Recognizer(bundle_path, threads=2, **settings)
-        recognizer._transcriber = transcriber if is_loaded else None
+        recognizer = Recognizer(bundle_path, threads=2, speaker="none", **settings)
+        recognizer._weights._loaded = transcriber if is_loaded else None
         return recognizer
 
     return make
@@ -156,7 +156,7 @@ def test_weights_come_with_the_first_work_and_go_when_idle(make: Make, jfk: np.n
     async def work() -> None:
         recognizer = make(is_loaded=False, idle_unload_s=0.05)
         assert (await recognizer.transcribe(jfk[:16_000])).duration_s == 1.0
-        weights, before = weakref.ref(recognizer._transcriber), resident_bytes()
+        weights, before = weakref.ref(recognizer._weights._loaded), resident_bytes()
         assert weights() is not None
         await until(lambda: not recognizer.status()["loaded"])
         assert weights() is None and resident_bytes() < before - 20e6
@@ -191,7 +191,7 @@ def test_reload_is_for_new_work(make: Make, transcriber: Transcriber, jfk: np.nd
         segments = recognizer.segments([jfk, np.zeros(16_000 * 4, np.float32), jfk])
         first = await anext(segments)
         await recognizer.reload()
-        assert recognizer._transcriber is not transcriber
+        assert recognizer._weights._loaded is not transcriber
         assert first.text == (await anext(segments)).text  # the old weights finish their work
         with pytest.raises(BundleError):
             await recognizer.reload(tmp_path)
@@ -214,62 +214,6 @@ def test_after_close_nothing_is_taken(make: Make, jfk: np.ndarray) -> None:
     run(work())
 
 
-def test_a_stream(make: Make, jfk: np.ndarray) -> None:
-    async def work() -> None:
-        metrics = Metrics()
-        recognizer = make(metrics=metrics)
-        stream = await recognizer.open_stream()
-        assert recognizer.status()["streams"] == 1
-        events = []
-        for chunk in np.array_split(np.concatenate([jfk, np.zeros(24_000, np.float32)]), 25):
-            events += await stream.push(chunk)
-        events += await stream.finish()
-        assert recognizer.status()["streams"] == 0
-        finals = [event.committed for event in events if event.kind == "final"]
-        assert "country" in " ".join(finals)
-        text = metrics.render().decode()
-        assert f"whisperfold_utterances_total {len(finals)}.0" in text
-        n_words = sum(len(final.split()) for final in finals)
-        assert f"whisperfold_commit_latency_seconds_count {n_words}.0" in text
-        await recognizer.close()
-
-    run(work())
-
-
-def test_calls_of_a_stream_never_overlap(make: Make) -> None:
-    class Session:
-        level_dbfs, in_speech = -60.0, False
-
-        def __init__(self) -> None:
-            self.sizes: list[int] = []
-            self.gate = threading.Event()
-            self._busy = threading.Lock()
-
-        def accept_chunk(self, samples: np.ndarray) -> list[Any]:
-            assert self._busy.acquire(blocking=False)
-            self.sizes.append(samples.size)
-            self.gate.wait(10)
-            self._busy.release()
-            return []
-
-        def finish(self) -> list[Any]:
-            return []
-
-    async def work() -> None:
-        from whisperfold.runtime.live_stream import LiveStream
-
-        recognizer, session = make(workers=3), Session()
-        stream = LiveStream(session, recognizer.run, lambda always: None, lambda: None)  # type: ignore[arg-type]
-        pushes = [asyncio.create_task(stream.push(np.zeros(size, np.float32))) for size in (1, 2, 3, 4)]
-        await until(lambda: session.sizes != [])
-        session.gate.set()
-        await asyncio.gather(*pushes)
-        assert session.sizes[0] + sum(session.sizes[1:]) == 10 and len(session.sizes) <= 2
-        await recognizer.close()
-
-    run(work())
-
-
 def test_a_stream_changes_over_to_new_weights_in_a_pause(make: Make, jfk: np.ndarray) -> None:
     async def work() -> None:
         recognizer = make()
@@ -278,12 +222,12 @@ def test_a_stream_changes_over_to_new_weights_in_a_pause(make: Make, jfk: np.nda
         events = []
         for chunk in np.array_split(speech, 13):
             events += await stream.push(chunk)
-        old = stream._session
+        old = stream._session._engine
         await recognizer.reload()
         for chunk in np.array_split(speech, 13):
             events += await stream.push(chunk)
         events += await stream.finish()
-        assert stream._session is not old
+        assert stream._session._engine is not old
         finals = [event for event in events if event.kind == "final"]
         starts = [event.start_s for event in finals]
         assert starts == sorted(starts) and starts[-1] > 13.0

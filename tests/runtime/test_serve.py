@@ -138,6 +138,7 @@ def test_what_keeps_it_from_starting_is_one_line(tmp_path: Path, bundle_path: Pa
             f"cannot listen on 127.0.0.1:{port}": ["--port", str(port)],
             "no token is set": ["--host", "0.0.0.0"],
             "no bundle there": ["--bundle", str(tmp_path)[:-1]],
+            "no profile 'zoe' for this bundle": ["--port", "0", "--profiles", str(tmp_path), "--speaker", "zoe"],
         }
         for message, arguments in cases.items():
             process = Process(arguments, {})
@@ -181,7 +182,7 @@ def test_health_names_what_is_wrong(start_server: Any) -> None:
     health = httpx.get(f"{server.http}/health")
     assert health.status_code == 200 and health.json()["status"] == "degraded"
     assert health.json()["why"] == ["microphone"] and json.loads(health.text)["microphone"]["state"] == "lost"
-    server.app.state.recognizer._load_error = "broken"
+    server.app.state.recognizer._weights.error = "broken"
     health = httpx.get(f"{server.http}/health")
     assert health.status_code == 503 and health.json()["why"] == ["weights", "microphone"]
     assert "broken" not in health.text
