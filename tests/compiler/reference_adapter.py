@@ -13,6 +13,7 @@ import onnx
 import onnxruntime as ort
 import torch
 from onnx import numpy_helper
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whisperfold.compiler.adapt_graph import GRAPH_NAME, add_adapt_graph
 from whisperfold.compiler.bundling import build_graphs
@@ -110,10 +111,12 @@ def onnx_gradients(bundle: Bundle, feed: Feed, adapter: Feed) -> tuple[float, Fe
     return float(loss), dict(zip(adapter, gradients, strict=True))
 
 
-def torch_gradients(bundle: Bundle, feed: Feed, adapter: Feed) -> tuple[float, Feed]:
-    """The same by torch autograd in float64."""
-    model = torch_model(bundle).double()
-    tensors = _attach(model, {name: torch.tensor(array).double() for name, array in adapter.items()})
+def torch_gradients(
+    bundle: Bundle, feed: Feed, adapter: Feed, dtype: torch.dtype = torch.float64
+) -> tuple[float, Feed]:
+    """The same by torch autograd."""
+    model = torch_model(bundle).to(dtype)
+    tensors = _attach(model, {name: torch.tensor(array).to(dtype) for name, array in adapter.items()})
     loss = _loss(model, feed)
     gradients = torch.autograd.grad(loss, list(tensors.values()))
     return loss.item(), {name: gradient.numpy() for name, gradient in zip(tensors, gradients, strict=True)}
@@ -146,13 +149,14 @@ def _attach(model: Whisper, tensors: dict[str, torch.Tensor]) -> dict[str, torch
 
 def _loss(model: Whisper, feed: Feed) -> torch.Tensor:
     """Weighted mean of the label-smoothed cross-entropy."""
-    cross = model.decoder.cross_kv(model.encoder(torch.tensor(feed["mel"]).double()))
-    hidden, _ = model.decoder(torch.tensor(feed["tokens"]), cross)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernel reads a float32 mask beside float64 queries as float64
+        cross = model.decoder.cross_kv(model.encoder(torch.tensor(feed["mel"]).to(model.decoder.positions)))
+        hidden, _ = model.decoder(torch.tensor(feed["tokens"]), cross)
     losses = torch.nn.functional.cross_entropy(
         model.decoder.logits(hidden).flatten(0, 1),
         torch.tensor(feed["labels"]).flatten(),
         reduction="none",
         label_smoothing=float(feed.get("label_smoothing", 0.0)),
     )
-    weights = torch.tensor(feed["label_weights"]).flatten().double()
+    weights = torch.tensor(feed["label_weights"]).flatten().to(losses)
     return (losses * weights).sum() / weights.sum()

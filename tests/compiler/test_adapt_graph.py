@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from gradient_table import LONG, QUICK, Case, base_bundle, speech_feed  # noqa: E402
 from reference_adapter import (  # noqa: E402
     Feed,
     largest_error,
@@ -27,23 +27,12 @@ from whisperfold.compiler.adapt_graph import GRAPH_NAME, adapt_graph, try_out  #
 from whisperfold.compiler.projections import matrix_parts  # noqa: E402
 from whisperfold.compiler.shared_weights import FILES, share_weights  # noqa: E402
 from whisperfold.models.dims import DecoderWidths, EncoderWidths, Widths  # noqa: E402
-from whisperfold.models.sources import Checkpoint, SourceError, load_source  # noqa: E402
+from whisperfold.models.sources import Checkpoint, SourceError  # noqa: E402
 from whisperfold.models.whisper import Whisper  # noqa: E402
-from whisperfold.runtime.audio import load_audio  # noqa: E402
 from whisperfold.runtime.bundle import Bundle  # noqa: E402
 from whisperfold.runtime.errors import CompileError  # noqa: E402
-from whisperfold.runtime.mel import log_mel  # noqa: E402
-from whisperfold.runtime.tokenizer import Tokenizer  # noqa: E402
 
-SAMPLE = Path(__file__).parents[2] / "runtime" / "samples" / "jfk.flac"
-JFK = "And so my fellow Americans, ask not what your country can do for you"
-SPEECH = Path("/work/shared/speech/librispeech-other-dev.jsonl")
-SHAPES = [
-    (1, 4.0),
-    (3, 3.0),
-    *(pytest.param(*shape, marks=pytest.mark.slow) for shape in ((2, 7.5), (4, 6.0), (1, 15.0))),
-]
-"""Utterances, seconds of the longest."""
+SPEECH = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in LONG)]
 
 
 @pytest.fixture(scope="module")
@@ -76,28 +65,6 @@ def random_feed(bundle: Bundle, n_batch: int, n_frames: int, n: int) -> Feed:
     return {"mel": mel, "tokens": tokens, "labels": labels, "label_weights": weights}
 
 
-def speech_feed(bundle: Bundle, n_batch: int, longest_s: float) -> Feed:
-    """Real utterances and what is said in them: LibriSpeech where it is there, else parts of the packaged clip."""
-    if SPEECH.exists():
-        items = [json.loads(line) for line in SPEECH.read_text().splitlines()]
-        chosen = [item for item in items if longest_s - 1.5 < item["duration_s"] <= longest_s][:n_batch]
-        clips = [(load_audio(SPEECH.parent / item["audio"]), item["text"]) for item in chosen]
-    else:
-        clips = [(load_audio(SAMPLE)[: round((longest_s - 0.3 * i) * 16000)], JFK) for i in range(n_batch)]
-    tokenizer = Tokenizer(bundle.file("tokenizer.json"), bundle.tokens)
-    start = tokenizer.sot_sequence("en" if bundle.tokens.multilingual else None)
-    sequences = [[*start, *tokenizer.encode(" " + text), bundle.tokens.eot] for _, text in clips]
-    n, eot = max(map(len, sequences)) - 1, bundle.tokens.eot
-    mels = [log_mel(np.pad(clip, (0, round(longest_s * 16000) - clip.size)), bundle.dims.n_mels) for clip, _ in clips]
-    return {
-        "mel": np.stack(mels),
-        "tokens": np.array([[*s[:-1], *[eot] * (n + 1 - len(s))] for s in sequences]),
-        "labels": np.array([[*s[1:], *[eot] * (n + 1 - len(s))] for s in sequences]),
-        "label_weights": np.array([[float(len(start) - 1 <= i < len(s) - 1) for i in range(n)] for s in sequences])
-        .astype(np.float32),
-    }  # fmt: skip
-
-
 def check_gradients(bundle: Bundle, feed: Feed, tolerance: float = 1e-4) -> None:
     adapter = random_adapter(bundle, rank=4)
     loss, found = onnx_gradients(bundle, feed, adapter)
@@ -107,10 +74,10 @@ def check_gradients(bundle: Bundle, feed: Feed, tolerance: float = 1e-4) -> None
     assert error <= tolerance, name
 
 
-@pytest.mark.parametrize(("n_batch", "longest_s"), SHAPES)
-def test_gradients_on_speech_are_those_of_torch(packaged: Bundle, n_batch: int, longest_s: float) -> None:
-    feed = speech_feed(packaged, n_batch, longest_s)
-    assert feed["mel"].shape[0] == n_batch
+@pytest.mark.parametrize("case", SPEECH, ids=str)
+def test_gradients_on_speech_are_those_of_torch(packaged: Bundle, case: Case) -> None:
+    feed = speech_feed(packaged, case)
+    assert feed["mel"].shape[0] == len(case.lengths_s)
     check_gradients(packaged, feed)
 
 
@@ -192,13 +159,16 @@ def test_gradients_that_are_no_numbers_are_refused(cut: Bundle) -> None:
         try_out(model.SerializeToString(), cut)
 
 
-@pytest.mark.slow
-def test_gradients_of_base_are_those_of_torch(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The multilingual base, nothing cut."""
     try:
-        checkpoint = load_source("base")
+        return base_bundle(tmp_path_factory.mktemp("base") / "base")
     except SourceError as error:
         pytest.skip(f"no base checkpoint: {error}")
-    model = Whisper.from_state(checkpoint.dims, checkpoint.state)
-    base = trainable_bundle(tmp_path / "base", checkpoint, model, "int8")
-    for n_batch, longest_s in ((1, 6.0), (3, 3.0), (2, 7.5)):
-        check_gradients(base, speech_feed(base, n_batch, longest_s))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*QUICK, *LONG], ids=str)
+def test_gradients_of_base_are_those_of_torch(base: Bundle, case: Case) -> None:
+    check_gradients(base, speech_feed(base, case), tolerance=5e-4)
