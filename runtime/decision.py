@@ -18,7 +18,7 @@ from whisperfold.runtime.errors import ConfigError
 class PromotionRules:
     """What a new profile must show."""
 
-    min_probability: float = 0.8
+    min_probability: float = 0.7
     """Probability, by the paired bootstrap, that the owner's WER has fallen."""
     max_canary_rise: float = 0.5
     """Points by which the WER of other speakers may rise."""

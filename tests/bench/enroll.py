@@ -3,7 +3,7 @@
     python tests/bench/enroll.py [--only curve,recipes,speakers] [--speech DIR] [--bundle DIR]
 
 curve     10, 25 and 50 recordings of accented-enroll with the default recipe
-recipes   50 recordings: adapter ranks, gains only (singular values and neurons)
+recipes   50 recordings: adapter ranks, gains only (singular values and neurons), and one that is meant to do harm
 speakers  each speaker of nonnative-dev: the first 10 utterances enroll, the other 10 test
 
 Every enrollment is `runtime.enroll.enroll` in a process of its own, on a store of its own. The test sets are heard by
@@ -43,6 +43,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "LoRA r = 16": {"rank": 16, "alpha": 32.0},
     "gains only": {"train": "gain", "learning_rate": 5e-3},
     "LoRA r = 8 and gains": {"train": "both"},
+    "LoRA r = 16, four times the rate, 14 epochs": {"rank": 16, "alpha": 32.0, "learning_rate": 2e-3, "epochs": 14},
 }
 TARGET_SETS = ("accented-check.jsonl", "librispeech-other-dev.jsonl")
 N_ENROLL = 10
