@@ -4,6 +4,7 @@
 #   make test     adds the [compiler,serve,dev] extras to .venv; system packages, ruff, mypy, pytest -m "not slow"
 #   make lint     ruff and mypy only
 #   make bench    speed, memory and WER beside faster-whisper and whisper.cpp; table to stdout, JSON beside it
+#   make study    ways of cutting the encoder, before and after healing (hours; resumes); docs/study.md and .html
 #   make bundle   rebuild the packaged bundle (minutes; writes runtime/bundles/tiny.en)
 #
 # One .venv, two stamps: `run` asks for the runtime stamp and never installs torch; `test` asks for the dev stamp,
@@ -20,10 +21,10 @@ BUNDLE_DIR ?= runtime/bundles/tiny.en
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bundle clean
+.PHONY: help run test lint bench bundle study clean
 
 help:
-	@sed -n '3,7s/^# *//p' Makefile
+	@sed -n '3,8s/^# *//p' Makefile
 
 run: $(VENV)/.stamp-runtime
 	@$(BIN)/whisperfold transcribe $(ARGS)
@@ -39,6 +40,9 @@ lint: $(VENV)/.stamp-dev
 
 bench: $(VENV)/.stamp-bench
 	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
+
+study: $(VENV)/.stamp-dev
+	$(BIN)/whisperfold study --config compiler/configs/study.tiny.en.toml -o docs --work .work/tiny.en
 
 bundle: $(VENV)/.stamp-dev
 	$(BIN)/whisperfold compile --config $(BUNDLE_CONFIG) -o $(BUNDLE_DIR) --work .work/tiny.en

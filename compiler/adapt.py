@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from whisperfold.compiler.heal import TAIL_S, Progress, attach_adapters, schedule, update
+from whisperfold.compiler.heal import TAIL_S, Progress, attach_adapters
 from whisperfold.compiler.losses import distillation, transcripts
 from whisperfold.compiler.manifests import Item
 from whisperfold.compiler.teacher import Lesson, prompt
+from whisperfold.compiler.training import schedule, update
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.errors import CompileError
 

@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from whisperfold.compiler.backward import differentiate
-from whisperfold.compiler.graph import Graph
-from whisperfold.compiler.loss_head import Targets, loss_head
+from whisperfold.compiler.blocks import BLOCK, Blocks
+from whisperfold.compiler.graph import OPSET, Graph
+from whisperfold.compiler.loss_head import Table, Targets, loss_head
 from whisperfold.compiler.projections import Part, matrix_parts
 from whisperfold.compiler.shared_weights import FILES, folding_facts, share_weights
 from whisperfold.runtime.bundle import Bundle, write_bundle
@@ -33,6 +34,8 @@ from whisperfold.runtime.quantized import dequantize_columns
 
 GRAPH_NAME = "adapt.onnx"
 EMBEDDING = "decoder.token_embedding"
+OPSET_OF_BLOCKS = 21
+"""The first one whose DequantizeLinear knows 4 bits and blocks."""
 LEFT_OUT = ("present_", "logits", "cross_attention")
 """What the decoder puts out and training does not need."""
 
@@ -59,20 +62,20 @@ def add_adapt_graph(path: Path) -> Bundle:
 
 def adapt_graph(bundle: Bundle) -> onnx.ModelProto:
     """Return the training graph of a bundle, weights inside."""
-    dims, graph = bundle.dims, _Training(matrix_parts(bundle))
+    encoder, decoder = (onnx.load(str(bundle.file(name))) for name in FILES)
+    in_blocks = any(tensor.name == f"{EMBEDDING}.columns" for tensor in decoder.graph.initializer)
+    dims, graph = bundle.dims, _Training(matrix_parts(bundle), OPSET_OF_BLOCKS if in_blocks else OPSET)
     mel = graph.input("mel", "float32", ("batch", dims.n_mels, "frames"))
     tokens, labels = (graph.input(name, "int64", ("batch", "n")) for name in ("tokens", "labels"))
     label_weights = graph.input("label_weights", "float32", ("batch", "n"))
     graph.scaling = graph.input("scaling", "float32", ())
     smoothing = graph.constant(graph.input("label_smoothing", "float32", ()), np.array(0.0, np.float32))  # the default
-    encoder, decoder = (onnx.load(str(bundle.file(name))) for name in FILES)
     graph.take(encoder, {"mel": mel})
     cross = {name: value for name, value in graph.values.items() if name.startswith("cross_")}
     graph.take(decoder, {**cross, "tokens": tokens})
     logits = next(node for node in decoder.graph.node if "MatMul" in node.op_type and node.input[1] == EMBEDDING)
     hidden = graph.values[logits.input[0]]
-    table, mean = graph.matrix(EMBEDDING), graph.constant(f"{EMBEDDING}.mean", graph.mean_column(EMBEDDING))
-    loss, seed = loss_head(graph, hidden, table, mean, Targets(labels, label_weights, smoothing), dims.n_vocab)
+    loss, seed = loss_head(graph, hidden, graph.table(), Targets(labels, label_weights, smoothing), dims.n_vocab)
     graph.output(loss, "loss", ())
     shapes = {item.name: item.type.tensor_type.shape.dim for item in graph.inputs}
     for name, gradient in differentiate(graph, hidden, seed, graph.trained).items():
@@ -114,8 +117,8 @@ def try_out(graph: bytes, bundle: Bundle) -> None:
 class _Training(Graph):
     """The graph under construction: values of the source graphs by the names that they have here."""
 
-    def __init__(self, parts: dict[str, list[Part]]) -> None:
-        super().__init__("adapt")
+    def __init__(self, parts: dict[str, list[Part]], opset: int) -> None:
+        super().__init__("adapt", opset)
         self.parts = parts
         self.values: dict[str, str] = {}
         self.stored: dict[str, np.ndarray] = {}
@@ -144,7 +147,7 @@ class _Training(Graph):
             self.values[output] = self._value(inputs[0])
         elif kind == "Add" and inputs[0] in self.products and inputs[1] in self.stored:
             self.values[output] = self.adapted(*self.products.pop(inputs[0]), inputs[1])
-        elif kind in ("DynamicQuantizeMatMul", "MatMul") and inputs[1] in self.stored:
+        elif "MatMul" in kind and inputs[1] in self.stored:
             if inputs[1] == EMBEDDING:
                 return
             self.products[output] = (self._value(inputs[0]), inputs[1])
@@ -178,10 +181,25 @@ class _Training(Graph):
         self.matrices.add(value)
         return value
 
-    def mean_column(self, name: str) -> np.ndarray:
-        """Mean of a stored matrix (n_in, n_out) over its columns, float32 (n_in, 1)."""
-        weight, scale = self.stored[name], self.stored.get(f"{name}.scale")
-        return (weight if scale is None else dequantize_columns(weight, scale)).mean(axis=1, keepdims=True)
+    def table(self) -> Table:
+        """The token embedding in float32, as the hidden states that the logits read are multiplied with it."""
+        weight, scale = self.stored[EMBEDDING], self.stored.get(f"{EMBEDDING}.scale")
+        if f"{EMBEDDING}.columns" not in self.stored:
+            mean = (weight if scale is None else dequantize_columns(weight, scale)).mean(axis=1, keepdims=True)
+            return Table(self.matrix(EMBEDDING), self.constant(f"{EMBEDDING}.mean", mean), has_rows=False)
+        halves = self.stored[f"{EMBEDDING}.scale.half"]
+        rows = Blocks(weight, halves, np.ones(weight.shape[1] * BLOCK, np.float32)).dequantized()
+        mean = self.constant(f"{EMBEDDING}.mean", rows.mean(axis=0)[:, None])
+        for label, raw, shape in (
+            ("levels", weight.tobytes(), rows.shape),
+            ("zero_point", bytes([0x88]) * -(-halves.size // 2), halves.shape),
+        ):
+            tensor = helper.make_tensor(f"{EMBEDDING}.{label}", TensorProto.UINT4, shape, raw, raw=True)
+            self.initializers[tensor.name] = tensor
+        names = [f"{EMBEDDING}.levels", self.op("Cast", self._value(f"{EMBEDDING}.scale.half"), to=TensorProto.FLOAT)]
+        table = self.op("DequantizeLinear", *names, f"{EMBEDDING}.zero_point", axis=1, block_size=BLOCK)
+        self.matrices.add(table)
+        return Table(table, mean, has_rows=True)
 
     def adapted(self, x: str, name: str, bias: str) -> str:
         """Return the product of x (batch, n, n_in) with a stored matrix and its adapters."""

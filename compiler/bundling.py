@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisperfold.compiler.adapt_graph import add_adapt_graph
+from whisperfold.compiler.blocks import Blocks
 from whisperfold.compiler.export import decoder_graph, encoder_graph
 from whisperfold.compiler.manifests import read_items
 from whisperfold.compiler.parity import check, compare
@@ -25,7 +26,7 @@ from whisperfold.runtime.decoding_options import PLAIN_GREEDY
 from whisperfold.runtime.transcribe import Transcriber
 
 if TYPE_CHECKING:
-    from whisperfold.compiler.pipeline import Compile
+    from whisperfold.compiler.stages import Compile
     from whisperfold.compiler.teacher import Lesson
 
 PARITY_LESSONS = 4
@@ -52,12 +53,21 @@ class Graphs:
     bytes: dict[str, int]
 
 
-def build_graphs(model: Whisper, alignment_heads: list[list[int]], precision: str) -> Graphs:
-    """Export a model, with 8-bit weights where precision is "int8"."""
+def build_graphs(
+    model: Whisper, alignment_heads: list[list[int]], precision: str, blocks: Mapping[str, Blocks] | None = None
+) -> Graphs:
+    """Export a model.
+
+    Args:
+        model: at any stage.
+        alignment_heads: of the checkpoint.
+        precision: "fp32"; else 8 bits, and 4 for what is in blocks.
+        blocks: matrices in 4 bits, by the names of the graphs' initializers.
+    """
     graphs = [encoder_graph(model), decoder_graph(model, alignment_heads)]
     errors: list[MatrixError] = []
-    if precision == "int8":
-        quantized = [quantize(graph) for graph in graphs]
+    if precision != "fp32":
+        quantized = [quantize(graph, blocks=blocks) for graph in graphs]
         graphs = [graph for graph, _ in quantized]
         errors = [error for _, found in quantized for error in found]
     files = {f"{graph.graph.name}.onnx": graph.SerializeToString() for graph in graphs}
@@ -66,7 +76,7 @@ def build_graphs(model: Whisper, alignment_heads: list[list[int]], precision: st
 
 def estimate_bytes(model: Whisper, run: Compile) -> float:
     """Return the size in bytes of the bundle that the uncut model would give."""
-    graphs = build_graphs(model, run.checkpoint.alignment_heads, run.config.precision)
+    graphs = build_graphs(model, run.checkpoint.alignment_heads, run.config.precision, run.blocks)
     return sum(map(len, graphs.files.values())) + len(compact_json(run.checkpoint.tokenizer))
 
 
@@ -89,7 +99,7 @@ def manifest(model: Whisper, run: Compile, graphs: Graphs, window: str, precisio
         "tokens": checkpoint.tokens,
         "alignment_heads": checkpoint.alignment_heads,
         "quantization": {
-            "scheme": "uint8 per output channel, dynamic activations",
+            "scheme": "uint8 per output channel, or 4 bits in blocks of 128; dynamic activations",
             "matrices": as_facts(graphs.errors),
         }
         if graphs.errors
@@ -110,7 +120,7 @@ def write_model(
     report: bytes | None = None,
 ) -> Bundle:
     """Export a model and write it as a bundle."""
-    graphs = build_graphs(model, run.checkpoint.alignment_heads, precision)
+    graphs = build_graphs(model, run.checkpoint.alignment_heads, precision, run.blocks)
     files: dict[str, Path | bytes] = {
         **graphs.files,
         "tokenizer.json": compact_json(run.checkpoint.tokenizer),
@@ -181,9 +191,10 @@ def check_parity(model: Whisper, run: Compile, lessons: list[Lesson]) -> dict[st
     exact = compare(model, build_graphs(model, heads, "fp32").files, lessons, config.window, config.tail_s)
     check(exact)
     found = {"fp32_max_logit_difference": round(exact.max_difference, 7)}
-    if config.precision == "int8":
-        near = compare(model, build_graphs(model, heads, "int8").files, lessons, config.window, config.tail_s)
-        found["int8_kl_nats_per_token"] = round(near.kl, 6)
+    if config.precision != "fp32":
+        graphs = build_graphs(model, heads, config.precision, run.blocks)
+        near = compare(model, graphs.files, lessons, config.window, config.tail_s)
+        found[f"{config.precision}_kl_nats_per_token"] = round(near.kl, 6)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The commands `whisperfold compile` and `whisperfold verify`; heavy imports inside them."""
+"""The commands `whisperfold compile`, `study` and `verify`; heavy imports inside them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def compile_command(
         str | None, typer.Option(help="80% of the encoder layers, or a bundle size such as 38MB.")
     ] = None,
     window: Annotated[str | None, typer.Option(help="short or full (30 s).")] = None,
-    precision: Annotated[str | None, typer.Option(help="int8 or fp32.")] = None,
-    heal_epochs: Annotated[float | None, typer.Option(help="Passes over the speech; 0 does not heal.")] = None,
+    precision: Annotated[str | None, typer.Option(help="int8, mixed (4-bit token embedding) or fp32.")] = None,
+    heal_epochs: Annotated[float | None, typer.Option(help="Passes over the speech; 0 heals nothing.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file; flags go before it.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder of stage artefacts; default BUNDLE.work.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
@@ -57,6 +57,36 @@ def compile_command(
         console.print(f"stopped; the same command goes on from {work}")
         raise typer.Exit(130) from None
     console.print(f"{bundle.path}: {bundle.size_bytes / 1e6:.1f} MB, report in {bundle.path / 'report.html'}")
+
+
+def study_command(
+    config: Annotated[Path, typer.Option(help="TOML file: recipe, methods, budgets.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for study.md, study.html, study.jsonl.")],
+    work: Annotated[Path | None, typer.Option(help="Folder of artefacts, as for compile; default SOURCE.work.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only such cells: METHOD, BUDGET, cut or healed, or several with commas.")
+    ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Only write the table and the page anew.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+) -> None:
+    """Compare all ways of cutting the encoder, before and after healing; run again, it goes on."""
+    from rich.console import Console
+
+    from whisperfold.compiler.study import run_study, write_study
+    from whisperfold.compiler.study_config import load_study
+
+    settings = load_study(config)
+    if report:
+        write_study(settings, output)
+        return
+    console = Console(stderr=True)
+    work = work or Path(f"{Path(settings.recipe.source).name}.work")
+    try:
+        table = run_study(settings, output, work, console, only=tuple(only or ()), offline=offline)
+    except KeyboardInterrupt:
+        console.print(f"stopped; the same command goes on from {work}")
+        raise typer.Exit(130) from None
+    console.print(f"{table}, {table.with_suffix('.html')}")
 
 
 def verify_command(

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from whisperfold.compiler.adapt import AdaptConfig
+from whisperfold.compiler.adapters import ADAPTERS
 from whisperfold.compiler.budget import parse_budget
+from whisperfold.compiler.frames import FramesConfig
 from whisperfold.compiler.heal import HealConfig
 from whisperfold.runtime.errors import ConfigError
 
 WINDOWS = ("short", "full")
-PRECISIONS = ("int8", "fp32")
+PRECISIONS = ("int8", "mixed", "fp32")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class CompileConfig:
     max_s: float = 20.0
     """Longest speech in one window, seconds."""
     precision: str = "int8"
+    """int8, fp32, or mixed: the token embedding in 4 bits, the rest in 8."""
     join_s: tuple[float, float] = (2.0, 14.0)
     """Clips of one speaker are joined until a length drawn from this range, seconds."""
     every_nth: int = 1
@@ -54,7 +57,12 @@ class CompileConfig:
     threads: int = 2
     """torch threads."""
     seed: int = 0
-    heal: HealConfig = field(default_factory=HealConfig)
+    window_heal: HealConfig = field(default_factory=HealConfig)
+    """The uncut model learns the short window."""
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    """The cut encoder learns the uncut one's frames."""
+    heal: HealConfig = field(default_factory=lambda: HealConfig(epochs=1.0, learning_rate=2e-4))
+    """The cut model, end to end."""
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
 
     def __post_init__(self) -> None:
@@ -62,6 +70,8 @@ class CompileConfig:
         for name, value, allowed in (
             ("window", self.window, WINDOWS),
             ("precision", self.precision, PRECISIONS),
+            ("window_heal.adapter", self.window_heal.adapter, ADAPTERS),
+            ("heal.adapter", self.heal.adapter, ADAPTERS),
         ):
             if value not in allowed:
                 raise ConfigError(f"{name} = {value!r}: expected one of {', '.join(allowed)}")
@@ -69,6 +79,9 @@ class CompileConfig:
             ("tail_s", self.tail_s, 0.0, 5.0),
             ("max_s", self.max_s, 2.0, 29.0),
             ("every_nth", self.every_nth, 1, 1000),
+            ("window_heal.epochs", self.window_heal.epochs, 0, 1000),
+            ("window_heal.rank", self.window_heal.rank, 1, 512),
+            ("frames.steps", self.frames.steps, 0, 10**6),
             ("heal.epochs", self.heal.epochs, 0, 1000),
             ("heal.rank", self.heal.rank, 1, 512),
             ("threads", self.threads, 1, 256),
@@ -83,7 +96,7 @@ def load_config(path: Path | None, **flags: Any) -> CompileConfig:
 
     Args:
         path: TOML file, or None.
-        **flags: fields of CompileConfig; heal_epochs for heal.epochs.
+        **flags: fields of CompileConfig; heal_epochs for window_heal.epochs, 0 trains nothing at all.
 
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest known one), wrong type or range.
@@ -99,24 +112,26 @@ def load_config(path: Path | None, **flags: Any) -> CompileConfig:
     heal_epochs = flags.pop("heal_epochs", None)
     data |= {name: value for name, value in flags.items() if value is not None}
     if heal_epochs is not None:
-        data["heal"] = data.get("heal", {}) | {"epochs": heal_epochs}
-    return _build(CompileConfig, data, str(path or "flags"))
+        data["window_heal"] = data.get("window_heal", {}) | {"epochs": heal_epochs}
+    if heal_epochs == 0:
+        data["frames"] = data.get("frames", {}) | {"steps": 0}
+        data["heal"] = data.get("heal", {}) | {"epochs": 0}
+    return build_config(CompileConfig(), data, str(path or "flags"))
 
 
-def _build(kind: type[Any], data: dict[str, Any], where: str) -> Any:
-    """Make a dataclass from a table; nested tables become their dataclasses, arrays tuples."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+def build_config(defaults: Any, data: dict[str, Any], where: str) -> Any:
+    """Change a dataclass by a table; nested tables change its dataclasses, arrays become tuples."""
+    fields = {f.name: f for f in dataclasses.fields(defaults)}
     values = {}
     for name, value in data.items():
         if name not in fields:
             near = difflib.get_close_matches(name, fields, 1)
             hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(fields)}"
             raise ConfigError(f"{where}: unknown key {name!r}{hint}")
-        default = fields[name].default_factory
-        if isinstance(value, dict) and default is not dataclasses.MISSING:
-            value = _build(default, value, f"{where} [{name}]")  # type: ignore[arg-type]
+        if isinstance(value, dict) and dataclasses.is_dataclass(getattr(defaults, name)):
+            value = build_config(getattr(defaults, name), value, f"{where} [{name}]")
         values[name] = tuple(value) if isinstance(value, list) else value
     try:
-        return kind(**values)
+        return dataclasses.replace(defaults, **values)
     except TypeError as error:
         raise ConfigError(f"{where}: a value of the wrong type ({error})") from error

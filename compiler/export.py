@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from whisperfold.compiler.graph import Graph
+from whisperfold.models.low_rank import LowRankLinear
 from whisperfold.models.whisper import Attention, FeedForward, Whisper
 
 NEGATIVE = np.array(-1e9, np.float32)
@@ -29,8 +30,12 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return np.asarray(tensor.detach().to(torch.float32).numpy())
 
 
-def _linear(graph: Graph, x: str, name: str, layer: nn.Linear) -> str:
-    return graph.linear(x, name, _array(layer.weight).T, None if layer.bias is None else _array(layer.bias))
+def _linear(graph: Graph, x: str, name: str, layer: nn.Linear | LowRankLinear, scale: float = 1.0) -> str:
+    """Return scale * layer(x); two products where the layer has factors."""
+    if isinstance(layer, LowRankLinear):
+        x, name, layer = graph.linear(x, f"{name}.down", _array(layer.down.weight).T), f"{name}.up", layer.up
+    weight, bias = _array(layer.weight).T * scale, None if layer.bias is None else _array(layer.bias) * scale
+    return graph.linear(x, name, weight, bias)
 
 
 def _norm(graph: Graph, x: str, name: str, norm: nn.LayerNorm) -> str:
@@ -38,7 +43,9 @@ def _norm(graph: Graph, x: str, name: str, norm: nn.LayerNorm) -> str:
 
 
 def _self_qkv(graph: Graph, x: str, name: str, attn: Attention) -> list[str]:
-    """Return q (scaled), k and v (batch, n, head * width) from one joined matrix."""
+    """Return q (scaled), k and v (batch, n, head * width) from one joined matrix, or each from its two factors."""
+    if any(isinstance(part, LowRankLinear) for part in (attn.q, attn.k, attn.v)):
+        return _factored_qkv(graph, x, name, attn)
     q, k, v = (_array(part.weight).T for part in (attn.q, attn.k, attn.v))
     weight = np.concatenate([q * attn.scale, k, v], axis=1)
     bias = np.zeros(weight.shape[1], np.float32)
@@ -46,6 +53,23 @@ def _self_qkv(graph: Graph, x: str, name: str, attn: Attention) -> list[str]:
     joined = graph.linear(x, f"{name}.qkv", weight, bias)
     sizes = graph.ints(q.shape[1], k.shape[1], v.shape[1])
     return list(graph.op("Split", joined, sizes, n_out=3, axis=-1))
+
+
+def _factored_qkv(graph: Graph, x: str, name: str, attn: Attention) -> list[str]:
+    """Return q (scaled), k and v; the inner factors are joined, as they read the same input."""
+    parts = {"q": attn.q, "k": attn.k, "v": attn.v}
+    inner = {part: layer.down for part, layer in parts.items() if isinstance(layer, LowRankLinear)}
+    joined = graph.linear(x, f"{name}.qkv.down", np.concatenate([_array(d.weight).T for d in inner.values()], axis=1))
+    ranks = [down.out_features for down in inner.values()]
+    split = graph.op("Split", joined, graph.ints(*ranks), n_out=len(ranks), axis=-1) if len(ranks) > 1 else [joined]
+    inputs = dict(zip(inner, split, strict=True))
+    scales = {"q": attn.scale, "k": 1.0, "v": 1.0}
+    return [
+        _linear(graph, inputs[part], f"{name}.{part}.up", layer.up, scales[part])
+        if isinstance(layer, LowRankLinear)
+        else _linear(graph, x, f"{name}.{part}", layer, scales[part])
+        for part, layer in parts.items()
+    ]
 
 
 def _attend(graph: Graph, q: str, k: str, v: str, name: str, attn: Attention, mask: str = "") -> tuple[str, str]:

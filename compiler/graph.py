@@ -16,9 +16,9 @@ _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 class Graph:
     """One ONNX graph under construction; every method that adds a node returns the name of its output."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, opset: int = OPSET) -> None:
         """Start an empty graph."""
-        self.name = name
+        self.name, self.opset = name, opset
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -95,7 +95,7 @@ class Graph:
     def model(self) -> onnx.ModelProto:
         """Return the checked model."""
         graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, list(self.initializers.values()))
-        opsets = [helper.make_opsetid("", OPSET)]
+        opsets = [helper.make_opsetid("", self.opset)]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="whisperfold", ir_version=10)
         onnx.checker.check_model(model)
         return model

@@ -9,8 +9,7 @@ Every random choice of a step comes from (seed, step), so a run resumed from its
 
 from __future__ import annotations
 
-import math
-import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +17,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from torch import Tensor
 
+from whisperfold.compiler.adapters import add_adapters
 from whisperfold.compiler.calibrate import short_window
 from whisperfold.compiler.losses import distillation, silence
 from whisperfold.compiler.teacher import Lesson, mel_window
+from whisperfold.compiler.training import resume, save_checkpoint, schedule, update
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.audio import SAMPLE_RATE
 
-TARGETS = r".*\.layers\.\d+\..*\.(q|k|v|out|fc1|fc2)"
-"""The linear layers that get an adapter: every projection of every layer, encoder and decoder."""
+TARGETS = re.compile(r".*\.layers\.\d+\..*\.(q|k|v|out|fc1|fc2)(\.down|\.up)?")
+"""The linear layers that get an adapter: every projection of every layer, or its two factors; encoder and decoder."""
 TAIL_S = (0.2, 1.2)
 """Silence after the speech while healing, seconds."""
 LAYER_RATE = 2e-4
@@ -48,8 +47,10 @@ class HealConfig:
     """Steps per cut layer, before that."""
     batch_s: float = 64.0
     """Audio per step, seconds."""
+    adapter: str = "lora"
+    """What is trained end to end: "lora", "dora" or "vera" (adapters.py)."""
     rank: int = 32
-    """LoRA rank; alpha is twice that."""
+    """Rank of the adapters; alpha is twice that."""
     learning_rate: float = 5e-4
     frame_weight: float = 0.5
     """Weight of the encoder frames' distance beside the KL."""
@@ -74,14 +75,6 @@ def batches(lessons: list[Lesson], batch_s: float, seed: int) -> Iterator[list[i
             batch.append(i)
         found.append(batch)
     yield from (found[i] for i in rng.permutation(len(found)))
-
-
-def schedule(step: int, total: int, warm_up: float = 0.06) -> float:
-    """Return the learning rate's factor: linear warm-up, then half a cosine to zero."""
-    warm = max(1, int(total * warm_up))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
 def heal_layers(original: Whisper, cut: Whisper, lessons: list[Lesson], config: HealConfig, report: Progress) -> None:
@@ -116,10 +109,11 @@ def heal_layers(original: Whisper, cut: Whisper, lessons: list[Lesson], config: 
     cut.requires_grad_(False)
 
 
-def attach_adapters(model: Whisper, rank: int) -> list[torch.nn.Parameter]:
-    """Freeze the model, add a LoRA adapter to every projection, return the trainable parameters."""
+def attach_adapters(model: Whisper, rank: int, kind: str = "lora") -> list[torch.nn.Parameter]:
+    """Freeze the model, add an adapter to every projection, return the trainable parameters."""
     model.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS), model)
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    add_adapters(model, kind, rank, [name for name in linear if TARGETS.fullmatch(name)])
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -145,11 +139,11 @@ def heal(
         report: called after each step with step, steps, loss_kl, loss_hidden, loss_silence, lr.
     """
     torch.manual_seed(config.seed)
-    trainable = attach_adapters(model, config.rank)
+    trainable = attach_adapters(model, config.rank, config.adapter)
     optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=0.0)
     per_epoch = len(list(batches(lessons, config.batch_s, config.seed)))
     total = round(config.epochs * per_epoch)
-    first = _resume(checkpoint, trainable, optimizer)
+    first = resume(checkpoint, trainable, optimizer)
     epoch, plan = -1, []
     for step in range(first, total):
         if step // per_epoch != epoch:
@@ -175,34 +169,3 @@ def heal(
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == total:
             save_checkpoint(checkpoint, step + 1, trainable, optimizer)
     return model.eval()
-
-
-def update(loss: Tensor, trainable: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """One AdamW step at the given learning rate, gradients clipped to norm 1."""
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(trainable, 1.0)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-
-
-def save_checkpoint(
-    path: Path, step: int, trainable: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> None:
-    """Write step, adapters and optimizer state so that a killed run loses at most 50 steps."""
-    scratch = path.with_suffix(".tmp")
-    state = {"step": step, "trainable": [p.data for p in trainable], "optimizer": optimizer.state_dict()}
-    torch.save(state, scratch)
-    os.replace(scratch, path)
-
-
-def _resume(path: Path, trainable: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
-    """Load a checkpoint if there is one; return the step to go on with."""
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    for parameter, data in zip(trainable, state["trainable"], strict=True):
-        parameter.data.copy_(data)
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])

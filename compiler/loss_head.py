@@ -31,16 +31,40 @@ class Targets:
     """float32 ()."""
 
 
-def loss_head(
-    graph: Graph, hidden: str, table: str, table_mean: str, targets: Targets, n_vocab: int
-) -> tuple[str, str]:
+@dataclass(frozen=True)
+class Table:
+    """The token embedding as a value of the graph, and its mean over the vocabulary."""
+
+    name: str
+    """float32 (n_state, n_vocab), or (n_vocab, n_state) where it has rows."""
+    mean: str
+    """float32 (n_state, 1)."""
+    has_rows: bool
+
+    def logits(self, graph: Graph, hidden: str) -> str:
+        """Return (n, n_vocab) of hidden (n, n_state)."""
+        if self.has_rows:
+            return str(graph.op("Gemm", hidden, self.name, transB=1))
+        return str(graph.op("MatMul", hidden, self.name))
+
+    def embeddings(self, graph: Graph, tokens: str) -> str:
+        """Return (n, n_state) of tokens (n,)."""
+        if self.has_rows:
+            return str(graph.op("Gather", self.name, tokens, axis=0))
+        return str(graph.op("Transpose", graph.op("Gather", self.name, tokens, axis=1), perm=[1, 0]))
+
+    def mix(self, graph: Graph, weights: str) -> str:
+        """Return (n, n_state), the embeddings weighted by (n, n_vocab)."""
+        return str(graph.op("Gemm", weights, self.name, transB=int(not self.has_rows)))
+
+
+def loss_head(graph: Graph, hidden: str, table: Table, targets: Targets, n_vocab: int) -> tuple[str, str]:
     """Append the nodes of the loss.
 
     Args:
         graph: gets the nodes.
         hidden: float32 (batch, n, n_state).
-        table: token embedding, float32 (n_state, n_vocab).
-        table_mean: its mean over the vocabulary, float32 (n_state, 1).
+        table: token embedding.
         targets: labels, weights, smoothing.
         n_vocab: columns of the table.
 
@@ -52,7 +76,7 @@ def loss_head(
     total_weight = graph.op("ReduceSum", weight, graph.ints(0), keepdims=0)
     share = graph.op("Unsqueeze", graph.op("Div", weight, total_weight), graph.ints(1))
 
-    logits = graph.op("MatMul", rows, table)
+    logits = table.logits(graph, rows)
     top = graph.op("ReduceMax", logits, graph.ints(1), keepdims=1)
     column = graph.op("Unsqueeze", label, graph.ints(1))
     vocabulary = graph.op("Range", *(graph.op("Squeeze", graph.ints(n)) for n in (0, n_vocab, 1)))
@@ -63,13 +87,13 @@ def loss_head(
     above_top = graph.op("Sub", label_logit, top)
     total = graph.op("Add", sum_others, graph.op("Exp", above_top))
     nll = graph.op("Sub", graph.op("Log", total), above_top)
-    over_mean = graph.op("Sub", label_logit, graph.op("MatMul", rows, table_mean))
+    over_mean = graph.op("Sub", label_logit, graph.op("MatMul", rows, table.mean))
     losses = graph.op("Add", nll, graph.op("Mul", targets.smoothing, over_mean))
     loss = graph.op("ReduceSum", graph.op("Mul", losses, share), keepdims=0)
 
-    label_rows = graph.op("Transpose", graph.op("Gather", table, label, axis=1), perm=[1, 0])
-    pull = graph.op("Sub", graph.op("Gemm", others, table, transB=1), graph.op("Mul", label_rows, sum_others))
-    off_mean = graph.op("Sub", label_rows, graph.op("Transpose", table_mean, perm=[1, 0]))
+    label_rows = table.embeddings(graph, label)
+    pull = graph.op("Sub", table.mix(graph, others), graph.op("Mul", label_rows, sum_others))
+    off_mean = graph.op("Sub", label_rows, graph.op("Transpose", table.mean, perm=[1, 0]))
     smoothed = graph.op("Add", graph.op("Div", pull, total), graph.op("Mul", targets.smoothing, off_mean))
     return str(loss), str(graph.op("Reshape", graph.op("Mul", smoothed, share), graph.op("Shape", hidden)))
 

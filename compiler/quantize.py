@@ -1,19 +1,25 @@
-"""fp32 graphs -> graphs with 8-bit weights, the token embedding and the logits included; what is lost is measured.
+"""fp32 graphs -> graphs with 8-bit weights, or 4-bit ones where blocks are given; what is lost is measured.
 
 A matrix product with a stored weight becomes DynamicQuantizeMatMul: weight uint8 with one scale per output channel
 and zero point 128, activations quantised as they come. uint8 on both sides, because on AVX2 without VNNI the signed
 kernels saturate (docs/decisions/0004). Convolutions and position tables, which no integer kernel reads, are
 stored in float16. A matrix that loses more than `max_error` stays float32: never a surprise.
+
+A matrix that is given in 4 bits (blocks.py) becomes MatMulNBits on inputs times the column factors. Where it is looked
+up too (the token embedding), its rows are unpacked by ordinary nodes, so that it is stored once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from whisperfold.compiler.blocks import BLOCK, Blocks
 from whisperfold.runtime.quantized import ZERO_POINT, dequantize_columns, quantize_columns
 
 MICROSOFT = "com.microsoft"
@@ -44,13 +50,31 @@ def relative_error(weight: np.ndarray, quantized: np.ndarray, scale: np.ndarray)
     return float(np.linalg.norm(restored - weight) / max(1e-12, float(np.linalg.norm(weight))))
 
 
-def quantize(model: onnx.ModelProto, max_error: float = 0.05) -> tuple[onnx.ModelProto, list[MatrixError]]:
-    """Return the 8-bit graph and the error of every matrix; the input is not changed."""
+def quantize(
+    model: onnx.ModelProto, max_error: float = 0.05, blocks: Mapping[str, Blocks] | None = None
+) -> tuple[onnx.ModelProto, list[MatrixError]]:
+    """Return the quantised graph and the error of every matrix; the input is not changed.
+
+    Args:
+        model: the fp32 graph.
+        max_error: relative error above which a matrix is not stored in 8 bits.
+        blocks: matrices in 4 bits, (n_out, n_in), by the names of the graph's initializers (n_in, n_out).
+    """
+    blocks = blocks or {}
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
     errors: list[MatrixError] = []
     stored: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(node.input[1] for node in products):
+        if name in blocks:
+            difference = blocks[name].dequantized().T - weights[name]
+            errors.append(MatrixError(name, 4, float(np.linalg.norm(difference) / np.linalg.norm(weights[name]))))
+            stored |= {
+                name: blocks[name].packed,
+                f"{name}.scale.half": blocks[name].scale,
+                f"{name}.columns": blocks[name].columns,
+            }
+            continue
         quantized, scale = quantize_columns(weights[name])
         error = relative_error(weights[name], quantized, scale)
         bits = 8 if error <= max_error else 32
@@ -58,7 +82,7 @@ def quantize(model: onnx.ModelProto, max_error: float = 0.05) -> tuple[onnx.Mode
         if bits == 8:
             zero_points = np.full(scale.size, ZERO_POINT, np.uint8)
             stored |= {name: quantized, f"{name}.scale": scale, f"{name}.zero_point": zero_points}
-    nodes = _rewrite(model, stored, weights)
+    nodes = _rewrite(model, stored, weights, blocks)
     kept = {name: array for name, array in weights.items() if name not in stored}
     halves, casts = _halve(kept)
     initializers = [numpy_helper.from_array(array, name) for name, array in {**kept, **halves, **stored}.items()]
@@ -77,7 +101,7 @@ def quantize(model: onnx.ModelProto, max_error: float = 0.05) -> tuple[onnx.Mode
 
 
 def _rewrite(
-    model: onnx.ModelProto, stored: dict[str, np.ndarray], weights: dict[str, np.ndarray]
+    model: onnx.ModelProto, stored: dict[str, np.ndarray], weights: dict[str, np.ndarray], blocks: Mapping[str, Blocks]
 ) -> list[onnx.NodeProto]:
     """Return the nodes with integer products (their biases drawn in) and dequantised look-ups."""
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -89,7 +113,11 @@ def _rewrite(
     for node in model.graph.node:
         if node.name in absorbed:
             continue
-        if node.op_type == "MatMul" and node.input[1] in stored:
+        if node.op_type == "MatMul" and node.input[1] in blocks:
+            nodes += _block_product(node, blocks[node.input[1]])
+        elif node.op_type == "Gather" and node.input[0] in blocks:
+            nodes += _unpacked_columns(node)
+        elif node.op_type == "MatMul" and node.input[1] in stored:
             name, output, bias = node.input[1], node.output[0], ""
             after = readers.get(output, [])
             if len(after) == 1 and after[0].op_type == "Add" and after[0].input[1] in weights:
@@ -102,6 +130,65 @@ def _rewrite(
         else:
             nodes.append(node)
     return nodes
+
+
+def _block_product(product: onnx.NodeProto, matrix: Blocks) -> list[onnx.NodeProto]:
+    """Return nodes that multiply with a 4-bit matrix; accuracy level 4 is 8-bit activations, as elsewhere."""
+    x, name, label = product.input[0], product.input[1], product.name
+    n_out, n_blocks, _ = matrix.packed.shape
+    shape = {"N": n_out, "K": n_blocks * BLOCK, "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
+    return [
+        _to_float(f"{name}.scale.half", f"{label}.s"),
+        helper.make_node("Mul", [x, f"{name}.columns"], [f"{label}.x"], f"{label}.x"),
+        helper.make_node(
+            "MatMulNBits", [f"{label}.x", name, f"{label}.s"], [product.output[0]], label, domain=MICROSOFT, **shape
+        ),
+    ]
+
+
+def _unpacked_columns(gather: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Return nodes that gather rows of a 4-bit matrix for tokens (batch, n) and put them out as (n_in, batch, n)."""
+    table, tokens, name = gather.input[0], gather.input[1], gather.name
+
+    def constant(label: str, values: list[int], dtype: type[np.generic]) -> onnx.NodeProto:
+        """A small constant of this look-up."""
+        tensor = numpy_helper.from_array(np.array(values, dtype), f"{name}.{label}")
+        return helper.make_node("Constant", [], [f"{name}.{label}"], f"{name}.{label}", value=tensor)
+
+    def node(kind: str, inputs: list[str], label: str, **attributes: Any) -> onnx.NodeProto:
+        """One node; names that begin with a dot are of this look-up."""
+        names = [f"{name}{value}" if value.startswith(".") else value for value in inputs]
+        return helper.make_node(kind, names, [f"{name}{label}"], f"{name}{label}", **attributes)
+
+    return [
+        constant("fifteen", [15], np.uint8),
+        constant("four", [4], np.uint8),
+        constant("last", [-1], np.int64),
+        constant("blocks", [0, 0, 0, -1], np.int64),
+        constant("rows", [0, 0, -1], np.int64),
+        constant("middle", [8], np.float32),
+        node("Gather", [table, tokens], ".packed", axis=0),
+        node("BitwiseAnd", [".packed", ".fifteen"], ".low"),
+        node("BitShift", [".packed", ".four"], ".high", direction="RIGHT"),
+        node("Unsqueeze", [".low", ".last"], ".low1"),
+        node("Unsqueeze", [".high", ".last"], ".high1"),
+        node("Concat", [".low1", ".high1"], ".pairs", axis=-1),
+        node("Reshape", [".pairs", ".blocks"], ".levels"),
+        _to_float(f"{name}.levels", f"{name}.levels.f"),
+        node("Sub", [".levels.f", ".middle"], ".signed"),
+        node("Gather", [f"{table}.scale.half", tokens], ".scale", axis=0),
+        _to_float(f"{name}.scale", f"{name}.scale.f"),
+        node("Unsqueeze", [".scale.f", ".last"], ".scale1"),
+        node("Mul", [".signed", ".scale1"], ".scaled"),
+        node("Reshape", [".scaled", ".rows"], ".row"),
+        node("Mul", [".row", f"{table}.columns"], ".embedded"),
+        helper.make_node("Transpose", [f"{name}.embedded"], [gather.output[0]], name, perm=[2, 0, 1]),
+    ]
+
+
+def _to_float(name: str, output: str) -> onnx.NodeProto:
+    """Return a cast to float32."""
+    return helper.make_node("Cast", [name], [output], output, to=int(onnx.TensorProto.FLOAT))
 
 
 def _dequantized_columns(gather: onnx.NodeProto) -> list[onnx.NodeProto]:

@@ -27,7 +27,7 @@ from whisperfold.compiler import report_plots as plots
 
 Facts = dict[str, Any]
 
-_STYLE = """
+STYLE = """
 :root{color-scheme:light dark;--bg:#fcfcfb;--fg:#1d2126;--soft:#667079;--grid:#dfe3e6;--card:#fff;
 --a:#2563a8;--b:#c2570c;--c:#2e7d4f;--d:#8a3f9e;--e:#a8842c;--f:#4b5b6b}
 @media(prefers-color-scheme:dark){:root{--bg:#14171a;--fg:#e4e7ea;--soft:#9aa4ad;--grid:#30363c;--card:#1b1f23;
@@ -72,7 +72,7 @@ def write_report(path: str | Path, facts: Facts) -> Path:
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head><body><main>{_header(facts)}{''.join(sections)}</main></body></html>\n"
+        f"<style>{STYLE}</style></head><body><main>{_header(facts)}{''.join(sections)}</main></body></html>\n"
     )
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
@@ -112,7 +112,8 @@ def _header(facts: Facts) -> str:
     return f"<header><h1>{name}</h1>{lead}</header>" + (f'<div class="tiles">{cells}</div>' if cells else "")
 
 
-def _section(title: str, note: str, body: str) -> str:
+def section(title: str, note: str, body: str) -> str:
+    """Return a card of the page."""
     return f'<section><h2>{html.escape(title)}</h2><p class="note">{html.escape(note)}</p>{body}</section>'
 
 
@@ -131,7 +132,8 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else html.escape(str(value))
 
 
-def _folded(summary: str, body: str) -> str:
+def folded(summary: str, body: str) -> str:
+    """Return a body that opens when its summary is clicked."""
     return f"<details><summary>{html.escape(summary)}</summary>{body}</details>"
 
 
@@ -147,7 +149,7 @@ def _stages(facts: Facts) -> str:
         rows.append({"stage": s.get("stage"), "MB": megabytes, "seconds": s.get("seconds"), **wer})
     note = "Word error rate and size after every stage: what folding costs, healing returns and int8 saves."
     columns = ["stage", "MB", *(f"WER {n}" for n in sets), "seconds"]
-    return _section("What each stage did", note, plots.stages(stages) + table(rows, columns))
+    return section("What each stage did", note, plots.stages(stages) + table(rows, columns))
 
 
 def _widths(facts: Facts) -> str:
@@ -155,7 +157,7 @@ def _widths(facts: Facts) -> str:
     if not widths:
         return ""
     note = "Head width of the attention twins, neurons of the feed-forward layers; the frame is the original's."
-    return _section("Kept of each twin", note, plots.widths(widths, facts.get("full_widths") or {}))
+    return section("Kept of each twin", note, plots.widths(widths, facts.get("full_widths") or {}))
 
 
 def _spectra(facts: Facts) -> str:
@@ -165,7 +167,7 @@ def _spectra(facts: Facts) -> str:
         "Singular values of the weighted twins, largest = 1; a panel per twin kind, a line per layer. "
         "The dot marks the cut: what lies to the right of it was dropped."
     )
-    return _section("Spectra", note, plots.spectra(facts["spectra"], facts.get("widths") or {}))
+    return section("Spectra", note, plots.spectra(facts["spectra"], facts.get("widths") or {}))
 
 
 def _sensitivity(facts: Facts) -> str:
@@ -173,15 +175,15 @@ def _sensitivity(facts: Facts) -> str:
     if not rows:
         return ""
     note = "KL of the logits when only this twin is cut to this width, before healing: the budget uses it."
-    detail = _folded(f"all {len(rows)} measurements", table(rows, ["site", "width", "kl", "params_saved"]))
-    return _section("Sensitivity", note, plots.sensitivity(rows) + detail)
+    detail = folded(f"all {len(rows)} measurements", table(rows, ["site", "width", "kl", "params_saved"]))
+    return section("Sensitivity", note, plots.sensitivity(rows) + detail)
 
 
 def _heal(facts: Facts) -> str:
     if not facts.get("heal"):
         return ""
     note = "Losses against the original at 30 s while healing: distance of encoder outputs and KL on the logits."
-    return _section("Healing", note, plots.heal(facts["heal"]))
+    return section("Healing", note, plots.heal(facts["heal"]))
 
 
 def _bytes(facts: Facts) -> str:
@@ -190,8 +192,8 @@ def _bytes(facts: Facts) -> str:
         return ""
     total = sum(sizes.values())
     rows = [{"part": k, "bytes": v, "share": f"{100 * v / total:.1f} %"} for k, v in plots.largest_first(sizes)]
-    detail = _folded(f"{total:,} bytes in all", table(rows, ["part", "bytes", "share"]))
-    return _section("Where the bytes are", "Bytes of every part of the bundle.", plots.sizes(sizes) + detail)
+    detail = folded(f"{total:,} bytes in all", table(rows, ["part", "bytes", "share"]))
+    return section("Where the bytes are", "Bytes of every part of the bundle.", plots.sizes(sizes) + detail)
 
 
 def _quantization(facts: Facts) -> str:
@@ -200,8 +202,8 @@ def _quantization(facts: Facts) -> str:
         return ""
     worst = sorted(rows, key=lambda r: -(r.get("relative_error") or 0))
     columns = list(dict.fromkeys(["matrix", "bits", "relative_error", *(k for r in rows for k in r)]))
-    body = plots.quantization(worst[:12]) + _folded(f"all {len(rows)} matrices, worst first", table(worst, columns))
-    return _section(
+    body = plots.quantization(worst[:12]) + folded(f"all {len(rows)} matrices, worst first", table(worst, columns))
+    return section(
         "Quantisation error", "Relative error of each integer matrix, |W - Q| / |W|; the worst twelve.", body
     )
 
@@ -212,7 +214,7 @@ def _tree(key: str, title: str, note: str) -> Callable[[Facts], str]:
     def build(facts: Facts) -> str:
         pairs = list(_flatten(facts.get(key) or {}))
         items = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in pairs)
-        return _section(title, note, f"<dl>{items}</dl>") if pairs else ""
+        return section(title, note, f"<dl>{items}</dl>") if pairs else ""
 
     return build
 

@@ -18,8 +18,9 @@ from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.errors import CompileError
 
 FILES = ("encoder.onnx", "decoder.onnx")
-INLINE_BYTES, INLINE_FLOAT_BYTES = 4096, 1 << 20
-"""Smaller tensors are stored in adapt.onnx itself; float32 ones, which another protobuf does not align, up to 1 MB."""
+INLINE_BYTES, INLINE_OWN_BYTES = 4096, 1 << 20
+"""Smaller tensors are stored in adapt.onnx itself; those that other files do not have, or do not align, up to 1 MB."""
+_OWN_TYPES = (TensorProto.FLOAT, TensorProto.UINT4)
 
 
 def share_weights(model: onnx.ModelProto, bundle: Bundle) -> None:
@@ -31,7 +32,7 @@ def share_weights(model: onnx.ModelProto, bundle: Bundle) -> None:
     contents = _contents(bundle)
     for tensor in model.graph.initializer:
         size = len(tensor.raw_data)
-        if size < (INLINE_FLOAT_BYTES if tensor.data_type == TensorProto.FLOAT else INLINE_BYTES):
+        if size < (INLINE_OWN_BYTES if tensor.data_type in _OWN_TYPES else INLINE_BYTES):
             continue
         place = zip(("location", "offset", "length"), (*_find(tensor, contents), size), strict=True)
         tensor.external_data.extend(onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in place)

@@ -15,6 +15,7 @@ _LOG = logging.getLogger(__name__)
 _GROUP = "whisperfold.commands"
 _HELP = {
     "compile": "Make a bundle from a Whisper checkpoint (needs the compiler extra).",
+    "study": "Compare ways of cutting the encoder, before and after healing (needs the compiler extra).",
     "verify": "Measure a bundle: word error rate, latency, size (needs the compiler extra).",
 }
 EXIT_MISSING = 2

@@ -35,6 +35,7 @@ def compile_one(name: str, budget: str, heal: bool) -> list[dict[str, Any]]:
 
     from whisperfold.compiler import pipeline
     from whisperfold.compiler.config import load_config
+    from whisperfold.compiler.stages import SHIPPED_SPEECH
     from whisperfold.compiler.work import Work
     from whisperfold.models.sources import Checkpoint, load_source
     from whisperfold.models.tiny import DIMS, tiny_checkpoint
@@ -63,8 +64,8 @@ def compile_one(name: str, budget: str, heal: bool) -> list[dict[str, Any]]:
 
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        lines = pipeline.SHIPPED_SPEECH.read_text("utf-8").splitlines()[:N_UTTERANCES]
-        shutil.copytree(pipeline.SHIPPED_SPEECH.parent / "calibration", scratch / "calibration")
+        lines = SHIPPED_SPEECH.read_text("utf-8").splitlines()[:N_UTTERANCES]
+        shutil.copytree(SHIPPED_SPEECH.parent / "calibration", scratch / "calibration")
         (scratch / "speech.jsonl").write_text("\n".join(lines), "utf-8")
         epochs = None if heal else 0
         settings: dict[str, Any] = {"source": name, "budget": budget, "audio": [str(scratch / "speech.jsonl")]}

@@ -26,7 +26,7 @@ def tiny_model(tiny: Checkpoint) -> Whisper:
 def lessons(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> list[Lesson]:
     """What the tiny model says of twelve shipped utterances, cut to a few tokens to be quick."""
     from whisperfold.compiler.manifests import read_items
-    from whisperfold.compiler.pipeline import SHIPPED_SPEECH
+    from whisperfold.compiler.stages import SHIPPED_SPEECH
     from whisperfold.compiler.teacher import read_lessons, teach
     from whisperfold.compiler.utterances import join_clips
 

@@ -15,7 +15,8 @@ import torch
 from onnx import numpy_helper
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from whisperfold.compiler.adapt_graph import GRAPH_NAME, add_adapt_graph
+from whisperfold.compiler.adapt_graph import EMBEDDING, GRAPH_NAME, add_adapt_graph
+from whisperfold.compiler.blocks import Blocks, quantize_blocks
 from whisperfold.compiler.bundling import build_graphs
 from whisperfold.compiler.projections import matrix_parts
 from whisperfold.compiler.shared_weights import FILES
@@ -30,7 +31,9 @@ Feed = dict[str, np.ndarray]
 
 def trainable_bundle(folder: Path, checkpoint: Checkpoint, model: Whisper, precision: str) -> Bundle:
     """A bundle of a model, with its training graph."""
-    files = build_graphs(model, checkpoint.alignment_heads, precision).files
+    weight = model.decoder.token_embedding.weight
+    blocks = {EMBEDDING: quantize_blocks(weight, torch.eye(weight.shape[1]))} if precision == "mixed" else {}
+    files = build_graphs(model, checkpoint.alignment_heads, precision, blocks).files
     manifest = {
         "name": "trainable",
         "dims": asdict(model.dims),
@@ -82,7 +85,12 @@ def torch_model(bundle: Bundle) -> Whisper:
             if bias is not None and f"{part.module}.bias" in state:
                 state[f"{part.module}.bias"] = torch.tensor(bias[columns] / part.factor)
             first += part.n_out
-    state["decoder.token_embedding.weight"] = torch.tensor(matrix("decoder.token_embedding").T.copy())
+    embedding = "decoder.token_embedding"
+    if f"{embedding}.columns" in stored:
+        rows = Blocks(*(stored[embedding + part] for part in ("", ".scale.half", ".columns"))).dequantized()
+    else:
+        rows = matrix(embedding).T.copy()
+    state[f"{embedding}.weight"] = torch.tensor(rows)
     model.load_state_dict(state)
     return model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from whisperfold.compiler.adapt_graph import GRAPH_NAME, adapt_graph, try_out  #
 from whisperfold.compiler.projections import matrix_parts  # noqa: E402
 from whisperfold.compiler.shared_weights import FILES, share_weights  # noqa: E402
 from whisperfold.models.dims import DecoderWidths, EncoderWidths, Widths  # noqa: E402
-from whisperfold.models.sources import Checkpoint, SourceError  # noqa: E402
+from whisperfold.models.sources import Checkpoint, SourceError, sinusoids  # noqa: E402
 from whisperfold.models.whisper import Whisper  # noqa: E402
 from whisperfold.runtime.bundle import Bundle  # noqa: E402
 from whisperfold.runtime.errors import CompileError  # noqa: E402
@@ -41,17 +42,18 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Bun
     return trainable_copy(tmp_path_factory.mktemp("adapt") / "tiny.en", bundle_path)
 
 
-@pytest.fixture(scope="module", params=["fp32", "int8"])
+@pytest.fixture(scope="module", params=["fp32", "int8", "mixed"])
 def cut(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint) -> Bundle:
-    """A bundle of a random model with another width in each place, in fp32 and in int8."""
+    """A bundle of a random model with another width in each place; mixed needs whole blocks of 128."""
+    dims = replace(tiny.dims, n_audio_state=128, n_text_state=128) if request.param == "mixed" else tiny.dims
     encoder = (EncoderWidths(qk=16, vo=24, ffn=256), EncoderWidths(qk=32, vo=32, ffn=128))
     decoder = (DecoderWidths(self_qk=8, self_vo=16, cross_qk=24, cross_vo=8, ffn=64),)
-    model = Whisper(tiny.dims, Widths(encoder, decoder))
+    model = Whisper(dims, Widths(encoder, decoder))
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.15)
-        model.encoder.positions.copy_(tiny.state["encoder.positions"])
+        model.encoder.positions.copy_(sinusoids(dims.n_audio_ctx, dims.n_audio_state))
     return trainable_bundle(tmp_path_factory.mktemp("cut") / "cut", tiny, model, request.param)
 
 

@@ -12,11 +12,15 @@ from whisperfold.runtime.errors import ConfigError
 
 def test_flags_go_before_the_file(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
-    file.write_text('source = "base"\nbudget = "80%"\naudio = ["a.jsonl"]\n[heal]\nepochs = 2\nrank = 8\n')
+    tables = "[window_heal]\nepochs = 2\nrank = 8\n[heal]\nrank = 4\n"
+    file.write_text(f'source = "base"\nbudget = "80%"\naudio = ["a.jsonl"]\n{tables}')
     config = load_config(file, budget="60%", source=None, heal_epochs=1.5)
     assert (config.source, config.budget) == ("base", "60%")
     assert config.audio == (str(tmp_path / "a.jsonl"),)
-    assert (config.heal.epochs, config.heal.rank, config.heal.batch_s) == (1.5, 8, 64.0)
+    assert (config.window_heal.epochs, config.window_heal.rank, config.window_heal.batch_s) == (1.5, 8, 64.0)
+    assert (config.heal.epochs, config.heal.rank, config.heal.learning_rate) == (1.0, 4, 2e-4)
+    unhealed = load_config(file, heal_epochs=0)
+    assert (unhealed.window_heal.epochs, unhealed.frames.steps, unhealed.heal.epochs) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +29,7 @@ def test_flags_go_before_the_file(tmp_path: Path) -> None:
         ('sorce = "base"', "unknown key 'sorce'; did you mean source?"),
         ("[heal]\nepoch = 2", "unknown key 'epoch'; did you mean epochs?"),
         ('window = "long"', "window = 'long': expected one of short, full"),
-        ('precision = "int3"', "precision = 'int3': expected one of int8, fp32"),
+        ('precision = "int3"', "precision = 'int3': expected one of int8, mixed, fp32"),
         ("tail_s = 60", "tail_s = 60: expected 0.0 to 5.0"),
         ('tail_s = "a"', "a value of the wrong type"),
         ('budget = "much"', "budget 'much': expected 20%"),

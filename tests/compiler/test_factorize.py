@@ -7,7 +7,16 @@ import torch
 
 from whisperfold.compiler.budget import Probe, with_widths
 from whisperfold.compiler.calibrate import Moments
-from whisperfold.compiler.factorize import cut_attention, cut_ffn, cut_model, matrix_roots, spectra
+from whisperfold.compiler.factorize import (
+    RANDOMISED_ABOVE,
+    cut_attention,
+    cut_ffn,
+    cut_model,
+    matrix_roots,
+    product_svd,
+    spectra,
+    truncated_svd,
+)
 from whisperfold.compiler.teacher import Lesson
 from whisperfold.models.whisper import Attention, FeedForward, Whisper
 
@@ -88,3 +97,32 @@ def test_spectra_have_a_value_per_unit_of_width(tiny_model: Whisper, moments: Mo
         f"decoder.0.{part}_{k}" for part in ("self", "cross") for k in ("qk", "vo")
     }
     assert all(len(values) == 32 and values == sorted(values, reverse=True) for values in found.values())
+
+
+def test_svd_of_a_product_is_exact_without_the_product() -> None:
+    torch.manual_seed(0)
+    left, right = torch.randn(90, 12, dtype=torch.float64), torch.randn(12, 70, dtype=torch.float64)
+    u, s, vh = product_svd(left, right)
+    torch.testing.assert_close(u * s @ vh, left @ right)
+    torch.testing.assert_close(s, torch.linalg.svdvals(left @ right)[:12])
+
+
+@pytest.mark.parametrize("decay", [0.5, 1.0])
+def test_randomised_svd_is_nearly_the_best(decay: float) -> None:
+    """The error of the cut against the best possible one, which is the known tail of the spectrum."""
+    torch.manual_seed(0)
+    n_rows, n_columns, rank = RANDOMISED_ABOVE + 256, RANDOMISED_ABOVE + 64, 128
+    u, v = (torch.linalg.qr(torch.randn(n, n_columns, dtype=torch.float64))[0] for n in (n_rows, n_columns))
+    spectrum = torch.arange(1, n_columns + 1, dtype=torch.float64) ** -decay
+    matrix = u * spectrum @ v.T
+    left, s, right = truncated_svd(matrix, rank)
+    assert left.shape == (n_rows, rank) and right.shape == (rank, n_columns)
+    assert 1 <= torch.dist(matrix, left * s @ right) / spectrum[rank:].norm() < 1.01
+    torch.testing.assert_close(s[:32], spectrum[:32], rtol=1e-2, atol=0)
+
+
+def test_small_matrices_are_cut_exactly() -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(40, 30, dtype=torch.float64)
+    u, s, vh = truncated_svd(matrix, 10)
+    torch.testing.assert_close(torch.dist(matrix, u * s @ vh), torch.linalg.svdvals(matrix)[10:].norm())

@@ -15,10 +15,11 @@ from whisperfold.compiler.budget import Probe, with_widths
 from whisperfold.compiler.calibrate import Moments
 from whisperfold.compiler.factorize import cut_model
 from whisperfold.compiler.fold import fold
-from whisperfold.compiler.heal import HealConfig, batches, heal, heal_layers, schedule
+from whisperfold.compiler.heal import HealConfig, batches, heal, heal_layers
 from whisperfold.compiler.losses import silence
 from whisperfold.compiler.manifests import Item
 from whisperfold.compiler.teacher import Lesson
+from whisperfold.compiler.training import schedule
 from whisperfold.models.sources import Checkpoint
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.errors import CompileError

@@ -8,21 +8,22 @@ import pytest
 import torch
 
 from whisperfold.compiler.graph import Graph
-from whisperfold.compiler.loss_head import Targets, loss_head
+from whisperfold.compiler.loss_head import Table, Targets, loss_head
 
 N_STATE = 64
 VOCABULARIES = (51864, 51865, 51866)
 """English, multilingual, large-v3."""
 
 
-def run_head(table: np.ndarray, feed: dict[str, np.ndarray]) -> tuple[float, np.ndarray]:
+def run_head(table: np.ndarray, feed: dict[str, np.ndarray], has_rows: bool) -> tuple[float, np.ndarray]:
     """Loss and gradient by the graph."""
     graph = Graph("head")
     hidden = graph.input("hidden", "float32", ("batch", "n", N_STATE))
     labels = graph.input("labels", "int64", ("batch", "n"))
     weights, smoothing = graph.input("weights", "float32", ("batch", "n")), graph.input("smoothing", "float32", ())
-    names = graph.constant("table", table), graph.constant("mean", table.mean(axis=1, keepdims=True))
-    loss, seed = loss_head(graph, hidden, *names, Targets(labels, weights, smoothing), table.shape[1])
+    name = graph.constant("table", table.T.copy() if has_rows else table)
+    embedding = Table(name, graph.constant("mean", table.mean(axis=1, keepdims=True)), has_rows)
+    loss, seed = loss_head(graph, hidden, embedding, Targets(labels, weights, smoothing), table.shape[1])
     graph.output(loss, "loss", ())
     graph.output(seed, "gradient", ("batch", "n", N_STATE))
     graph.prune()
@@ -33,8 +34,10 @@ def run_head(table: np.ndarray, feed: dict[str, np.ndarray]) -> tuple[float, np.
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("n_vocab", VOCABULARIES)
-def test_loss_and_gradient_are_those_of_float64(n_vocab: int, smoothing: float, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(("n_vocab", "has_rows"), [*((n, False) for n in VOCABULARIES), (51864, True)])
+def test_loss_and_gradient_are_those_of_float64(
+    n_vocab: int, has_rows: bool, smoothing: float, rng: np.random.Generator
+) -> None:
     table = rng.normal(size=(N_STATE, n_vocab)).astype(np.float32)
     labels = rng.integers(0, n_vocab, (2, 6))
     believed = np.stack([np.arange(6), labels[1]])  # sure of a wrong token that is summed first; surer of the label
@@ -43,7 +46,7 @@ def test_loss_and_gradient_are_those_of_float64(n_vocab: int, smoothing: float, 
     weights = rng.uniform(0.5, 2.0, (2, 6)).astype(np.float32)
     weights[:, 0] = 0.0
     feed = {"hidden": hidden.astype(np.float32), "labels": labels, "weights": weights}
-    loss, gradient = run_head(table, {**feed, "smoothing": np.array(smoothing, np.float32)})
+    loss, gradient = run_head(table, {**feed, "smoothing": np.array(smoothing, np.float32)}, has_rows)
 
     exact = torch.tensor(feed["hidden"]).double().requires_grad_()
     logits = (exact @ torch.tensor(table).double()).flatten(0, 1)

@@ -10,12 +10,20 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reference_adapter import Feed, largest_error, onnx_gradients, torch_model, trainable_bundle  # noqa: E402
+from reference_adapter import (  # noqa: E402
+    Feed,
+    largest_error,
+    onnx_gradients,
+    torch_model,
+    trainable_bundle,
+    trainable_copy,
+)
 
 from whisperfold.compiler.fold import fold  # noqa: E402
-from whisperfold.compiler.heal import attach_adapters, update  # noqa: E402
+from whisperfold.compiler.heal import attach_adapters  # noqa: E402
 from whisperfold.compiler.losses import make_batch, transcripts  # noqa: E402
 from whisperfold.compiler.peft_adapter import from_arrays, to_arrays  # noqa: E402
+from whisperfold.compiler.training import update  # noqa: E402
 from whisperfold.models.sources import Checkpoint  # noqa: E402
 from whisperfold.models.whisper import Whisper  # noqa: E402
 from whisperfold.runtime.adapter import Adapter  # noqa: E402
@@ -25,13 +33,28 @@ from whisperfold.runtime.optimizer import AdamW  # noqa: E402
 
 RANK, TAIL_S, SMOOTHING, RATE = 4, 0.5, 0.1, 1e-3
 START = [50257, 50362]
-SEQUENCES = [torch.tensor([*START, 400, 7, 9912, 50256]), torch.tensor([*START, 33, 50256])]
+SEQUENCES = [torch.tensor([*START, *words, 50256]) for words in ((843, 523, 616, 5891), (1265, 407))]
+"""And so my fellow, ask not."""
+BOTH = pytest.mark.parametrize("bundle", ["random_bundle", "packaged"], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint, tiny_model: Whisper) -> Bundle:
+def random_bundle(tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint, tiny_model: Whisper) -> Bundle:
     """The tiny random model in 8 bit, with its training graph."""
     return trainable_bundle(tmp_path_factory.mktemp("peft") / "tiny", tiny, tiny_model, "int8")
+
+
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) -> Bundle:
+    """The packaged bundle, with its training graph made now."""
+    return trainable_copy(tmp_path_factory.mktemp("peft") / "packaged", bundle_path)
+
+
+@pytest.fixture
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    """The random one, or the one that a test names."""
+    found: Bundle = request.getfixturevalue(getattr(request, "param", "random_bundle"))
+    return found
 
 
 @pytest.fixture
@@ -73,16 +96,25 @@ def peft_gradients(model: Whisper) -> Feed:
     return {name.removesuffix(".default.weight"): gradient for name, gradient in gradients.items()}
 
 
+def distance(a: Feed, b: Feed | None = None) -> float:
+    """Euclidean distance of all tensors together; without b, from zero."""
+    return float(np.sqrt(sum(np.square(array - (b[name] if b else 0.0)).sum() for name, array in a.items())))
+
+
+@BOTH
 def test_gradients_are_those_of_the_compilers_training_step(bundle: Bundle, model: Whisper, jfk: np.ndarray) -> None:
     audio = [jfk[:32000], jfk[40000:64000]]
     loss, found = onnx_gradients(bundle, device_feed(bundle, audio), to_arrays(model))
-    expected = compiler_loss(model, audio)
-    expected.backward()  # type: ignore[no-untyped-call]
-    assert loss == pytest.approx(expected.item(), rel=1e-5)
-    error, name = largest_error(found, peft_gradients(model))
-    assert error < 1e-3, name
+    compilers = compiler_loss(model, audio)
+    compilers.backward()  # type: ignore[no-untyped-call]
+    assert loss == pytest.approx(compilers.item(), rel=1e-5)
+    expected = peft_gradients(model)
+    error, name = largest_error(found, expected)
+    assert error < 1e-2, name  # torch's are float32, and themselves this far off in the smallest tensors
+    assert distance(found, expected) < 1e-3 * distance(expected)
 
 
+@BOTH
 def test_a_few_steps_lead_to_the_compilers_adapter(bundle: Bundle, model: Whisper, jfk: np.ndarray) -> None:
     audio = [jfk[:32000], jfk[40000:64000]]
     start, arrays, feed = to_arrays(model), to_arrays(model), device_feed(bundle, audio)
@@ -93,8 +125,7 @@ def test_a_few_steps_lead_to_the_compilers_adapter(bundle: Bundle, model: Whispe
         ours.step(onnx_gradients(bundle, feed, arrays)[1], RATE)
         update(compiler_loss(model, audio), trainable, theirs, RATE)
     expected = to_arrays(model)
-    moved = np.sqrt(sum(np.square(expected[name] - start[name]).sum() for name in start))
-    apart = np.sqrt(sum(np.square(expected[name] - arrays[name]).sum() for name in start))
+    moved, apart = distance(start, expected), distance(arrays, expected)
     assert moved > 0.1
     assert apart < 0.01 * moved
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from whisperfold.compiler import pipeline
+from whisperfold.compiler import pipeline, stages
 from whisperfold.compiler.config import CompileConfig
+from whisperfold.compiler.frames import FramesConfig
 from whisperfold.compiler.heal import HealConfig
 from whisperfold.models.sources import Checkpoint
 from whisperfold.runtime.transcribe import Transcriber
@@ -24,7 +25,9 @@ CONFIG = CompileConfig(
     calibration_utterances=3,
     probe_utterances=1,
     join_s=(2.0, 4.0),
-    heal=HealConfig(epochs=1, layer_steps=2, batch_s=30, rank=2),
+    window_heal=HealConfig(epochs=1, batch_s=30, rank=2),
+    frames=FramesConfig(steps=2, batch_s=10),
+    heal=HealConfig(epochs=1, batch_s=30, rank=2),
 )
 
 
@@ -33,9 +36,9 @@ def compile_tiny(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     """Compile the tiny checkpoint into tmp_path on four shipped utterances; returns (bundle, what was printed)."""
     tiny = dataclasses.replace(tiny, tokens=tiny.tokens | {"suppress": [], "suppress_begin": []})
     monkeypatch.setattr(pipeline, "load_source", lambda *args, **options: tiny)
-    lines = (pipeline.SHIPPED_SPEECH).read_text().splitlines()
+    lines = (stages.SHIPPED_SPEECH).read_text().splitlines()
     shortest = sorted(lines, key=lambda line: float(line.split('"duration_s": ')[1].split(",")[0]))[:4]
-    shutil.copytree(pipeline.SHIPPED_SPEECH.parent / "calibration", tmp_path / "calibration")
+    shutil.copytree(stages.SHIPPED_SPEECH.parent / "calibration", tmp_path / "calibration")
     (tmp_path / "speech.jsonl").write_text("\n".join(shortest))
 
     def run(**changes: Any) -> tuple[Any, str]:
@@ -58,10 +61,10 @@ def test_compile_resume_and_transcribe(compile_tiny: Any, jfk: np.ndarray, tmp_p
     assert "<svg" in (bundle.path / "report.html").read_text()
     assert isinstance(Transcriber.open(bundle.path).transcribe(jfk[:32000], vad=False).text, str)
     _, printed = compile_tiny()
-    for stage in ("teach", "calibrate", "measure", "factorize", "heal"):
+    for stage in ("teach", "window", "calibrate", "measure", "factorize", "frames", "heal"):
         assert f"{stage}: unchanged, skipped" in printed
     _, printed = compile_tiny(heal=dataclasses.replace(CONFIG.heal, rank=3))
-    assert "factorize: unchanged, skipped" in printed and "heal: unchanged" not in printed
+    assert "frames: unchanged, skipped" in printed and "heal: unchanged" not in printed
 
 
 def test_interrupted_compile_goes_on(compile_tiny: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -69,7 +72,7 @@ def test_interrupted_compile_goes_on(compile_tiny: Any, monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "heal_layers", interrupt)
+        patch.setattr(stages, "learn_frames", interrupt)
         with pytest.raises(KeyboardInterrupt):
             compile_tiny()
     assert not (tmp_path / "out").exists()
@@ -82,7 +85,7 @@ def test_full_rank_without_healing_is_the_original(compile_tiny: Any, tiny: Chec
     import onnx
 
     bundle, _ = compile_tiny(
-        budget="100%", precision="fp32", window="full", heal=dataclasses.replace(CONFIG.heal, epochs=0)
+        budget="100%", precision="fp32", window="full"
     )
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(bundle.path / "encoder.onnx").graph.initializer}
     expected = tiny.state["encoder.layers.1.ffn.fc1.weight"].numpy().T
