@@ -77,7 +77,6 @@ def adapt(
             full_window,
         )
         facts = {
-            "stage": 2,
             "step": step,
             "steps": config.epochs * per_epoch,
             "loss_text": float(loss.detach()),

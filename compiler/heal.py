@@ -1,8 +1,7 @@
-"""A cut model -> one that says at a short window what the original says at 30 s.
+"""A model, cut or not -> one that says at a short window what the original says at 30 s.
 
-1. layer by layer: each cut encoder layer learns the original layer's output on the original's input;
-2. end to end: LoRA (peft) on every projection of encoder and decoder, losses.distillation on random windows,
-   with losses.silence so that noise gives no text.
+End to end: adapters (LoRA unless told otherwise) on every projection of encoder and decoder, losses.distillation on
+random windows, with losses.silence so that noise gives no text. A cut encoder has learned frames.py before.
 
 Every random choice of a step comes from (seed, step), so a run resumed from its checkpoint is the run it was.
 """
@@ -19,9 +18,8 @@ import numpy as np
 import torch
 
 from whisperfold.compiler.adapters import add_adapters
-from whisperfold.compiler.calibrate import short_window
 from whisperfold.compiler.losses import distillation, silence
-from whisperfold.compiler.teacher import Lesson, mel_window
+from whisperfold.compiler.teacher import Lesson
 from whisperfold.compiler.training import resume, save_checkpoint, schedule, update
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.audio import SAMPLE_RATE
@@ -30,8 +28,6 @@ TARGETS = re.compile(r".*\.layers\.\d+\..*\.(q|k|v|out|fc1|fc2)(\.down|\.up)?")
 """The linear layers that get an adapter: every projection of every layer, or its two factors; encoder and decoder."""
 TAIL_S = (0.2, 1.2)
 """Silence after the speech while healing, seconds."""
-LAYER_RATE = 2e-4
-"""Peak learning rate of the layer-by-layer fit; 1e-3 undoes the closed-form cut in its first steps."""
 SAVE_EVERY = 50
 """Steps between checkpoints."""
 Progress = Callable[[dict[str, float]], None]
@@ -43,8 +39,6 @@ class HealConfig:
 
     epochs: float = 4.0
     """Passes over the lessons, end to end."""
-    layer_steps: int = 150
-    """Steps per cut layer, before that."""
     batch_s: float = 64.0
     """Audio per step, seconds."""
     adapter: str = "lora"
@@ -75,38 +69,6 @@ def batches(lessons: list[Lesson], batch_s: float, seed: int) -> Iterator[list[i
             batch.append(i)
         found.append(batch)
     yield from (found[i] for i in rng.permutation(len(found)))
-
-
-def heal_layers(original: Whisper, cut: Whisper, lessons: list[Lesson], config: HealConfig, report: Progress) -> None:
-    """Fit each cut encoder layer, in place, to the original layer's output on the original layer's input."""
-    changed = [i for i, w in enumerate(cut.widths.encoder) if w != original.widths.encoder[i]]
-    optimizers = {}
-    for i in changed:
-        cut.encoder.layers[i].requires_grad_(True)
-        optimizers[i] = torch.optim.AdamW(cut.encoder.layers[i].parameters(), lr=LAYER_RATE, weight_decay=0.0)
-    plan = [batch for epoch in range(99) for batch in batches(lessons, config.batch_s / 2, config.seed + 1000 + epoch)]
-    for step, batch in enumerate(plan[: config.layer_steps if changed else 0]):
-        rng = np.random.default_rng((config.seed, step, 1))
-        audio = [lessons[i].samples for i in batch]
-        n_samples = short_window(max(map(len, audio)) / SAMPLE_RATE, rng.uniform(*TAIL_S))
-        mel = torch.stack([mel_window(samples, n_samples, cut.dims.n_mels) for samples in audio])
-        losses = []
-        with torch.no_grad():
-            x = original.encoder.embed(mel)
-        for i, layer in enumerate(original.encoder.layers):
-            with torch.no_grad():
-                target = layer(x)
-            if i in optimizers:
-                loss = (cut.encoder.layers[i](x) - target).square().sum() / (target - x).square().sum()
-                optimizers[i].zero_grad()
-                loss.backward()
-                for group in optimizers[i].param_groups:
-                    group["lr"] = LAYER_RATE * schedule(step, config.layer_steps)
-                optimizers[i].step()
-                losses.append(float(loss.detach()))
-            x = target
-        report({"stage": 0, "step": step, "steps": config.layer_steps, "loss_hidden": float(np.mean(losses))})
-    cut.requires_grad_(False)
 
 
 def attach_adapters(model: Whisper, rank: int, kind: str = "lora") -> list[torch.nn.Parameter]:
@@ -154,7 +116,6 @@ def heal(
         kl, frames = distillation(model, [lessons[i] for i in chosen], rng, tokens["eot"], TAIL_S, full_window)
         loss = kl + config.frame_weight * frames
         facts = {
-            "stage": 1,
             "step": step,
             "steps": total,
             "loss_kl": float(kl.detach()),

@@ -62,11 +62,13 @@ def compile_bundle(
     calibrated = take_moments(run, windowed, lessons, windowing)
     cuts = measure_cuts(run, windowed, lessons, calibrated)
     healed, healing = factorize_model(run, windowed, cuts, calibrated)
+    curve = windowing.facts.get("curve", [])
     if cuts:
         bundling.measure_stage(run.stages, "cut", healed, run, precision="fp32")
         framed, framing = learn_cut_frames(run, windowed, healed, healing)
         bundling.measure_stage(run.stages, "frames learned", framed, run, precision="fp32")
         healed, healing = heal_cut(run, framed, lessons, framing)
+        curve = [*curve, *framing.facts.get("curve", []), *healing.facts.get("curve", [])]
         bundling.measure_stage(run.stages, "healed", healed, run, precision="fp32")
     if config.speaker:
         healed = adapt_to_speaker(run, healed, lessons, healing)
@@ -75,7 +77,7 @@ def compile_bundle(
     facts = {
         "spectra": singular_values(run, windowed, calibrated).facts["spectra"],
         "sensitivity": [asdict(cut) | {"params_saved": cut.params_saved} for cut in cuts],
-        "heal": healing.facts.get("curve") or windowing.facts.get("curve", []),
+        "heal": curve,
         "lessons": taught.facts,
     }
     return bundling.export_bundle(output, healed, run, lessons, facts)

@@ -4,7 +4,7 @@
 
     name, source: str or dict              widths, full_widths: {"encoder": [{"qk": 32, ...}], ...}
     spectra: {"encoder.0.qk": [values]}    sensitivity: [{"site", "width", "kl", "params_saved"}]
-    heal: [{"step", "loss_hidden", "loss_kl", "lr", "stage"}]
+    heal: [{"stage", "step", "loss_output", "loss_layers", "loss_hidden", "loss_kl"}]
     stages: [{"stage", "bytes", "wer": {"set": percent}, "seconds"}]
     bytes: {"token embedding": n, ...}     quantization: [{"matrix", "bits", "relative_error"}]
     config, results, hardware: nested dicts
@@ -182,7 +182,10 @@ def _sensitivity(facts: Facts) -> str:
 def _heal(facts: Facts) -> str:
     if not facts.get("heal"):
         return ""
-    note = "Losses against the original at 30 s while healing: distance of encoder outputs and KL on the logits."
+    note = (
+        "Losses while healing: distance of the encoder's output from the uncut one's and from the original's at 30 s, "
+        "KL of the words from the original's."
+    )
     return section("Healing", note, plots.heal(facts["heal"]))
 
 

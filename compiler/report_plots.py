@@ -13,7 +13,12 @@ from whisperfold.compiler.report_svg import CARD, SERIES, SOFT, figure, to_svg
 Rows = list[dict[str, Any]]
 _MAX_POINTS = 96
 """Points of one curve: more than the pixels between two of them, fewer than a spectrum has."""
-_CURVES = (("loss_hidden", "encoder distance"), ("loss_kl", "KL on logits"), ("lr", "learning rate"))
+_CURVES = (
+    ("loss_output", "encoder distance, uncut"),
+    ("loss_hidden", "encoder distance, 30 s"),
+    ("loss_kl", "KL on logits"),
+    ("lr", "learning rate"),
+)
 _TWIN_NAMES = {"qk": "Q-K", "vo": "V-O", "ffn": "FFN", "self_qk": "self Q-K", "self_vo": "self V-O",
                "cross_qk": "cross Q-K", "cross_vo": "cross V-O"}  # fmt: skip
 

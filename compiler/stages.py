@@ -205,11 +205,11 @@ def learn_cut_frames(
     config = run.config
 
     def work(key: str) -> dict[str, Any]:
-        curve: list[dict[str, float]] = []
+        curve: list[dict[str, Any]] = []
         checkpoint = run.work.file(f"frames-{key}.ckpt")
         audio = [utterance.load(config.seed + i) for i, utterance in enumerate(run.utterances)]
         with run.work.bar("frames", config.frames.steps) as bar:
-            learn_frames(uncut, cut, audio, config.frames, checkpoint, reporter(bar, curve))
+            learn_frames(uncut, cut, audio, config.frames, checkpoint, reporter(bar, curve, "frames"))
         _save(cut, run.work.file("framed.safetensors"))
         checkpoint.unlink(missing_ok=True)
         return {"curve": curve}
@@ -235,11 +235,12 @@ def heal_cut(run: Compile, model: Whisper, lessons: list[Lesson], before: StageR
 
 def _train(
     run: Compile, model: Whisper, lessons: list[Lesson], config: HealConfig, name: str, artefact: str
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """Heal a model end to end, write it folded, and return the losses."""
-    curve: list[dict[str, float]] = []
+    curve: list[dict[str, Any]] = []
+    stage = name.partition("-")[0]
     checkpoint = run.work.file(f"{name}.ckpt")
-    with run.work.bar(name.partition("-")[0], 1) as bar:
+    with run.work.bar(stage, 1) as bar:
         heal(
             model,
             lessons,
@@ -247,7 +248,7 @@ def _train(
             config,
             checkpoint,
             full_window=run.full_window,
-            report=reporter(bar, curve),
+            report=reporter(bar, curve, stage),
         )
     _save(fold(model), run.work.file(artefact))
     checkpoint.unlink(missing_ok=True)
@@ -260,7 +261,7 @@ def adapt_to_speaker(run: Compile, healed: Whisper, lessons: list[Lesson], heali
     items = read_items(str(config.speaker))
 
     def work(key: str) -> dict[str, Any]:
-        curve: list[dict[str, float]] = []
+        curve: list[dict[str, Any]] = []
         with run.work.bar("adapt", 1) as bar:
             adapt(
                 healed,
@@ -271,7 +272,7 @@ def adapt_to_speaker(run: Compile, healed: Whisper, lessons: list[Lesson], heali
                 config.adapt,
                 seed=config.seed,
                 full_window=run.full_window,
-                report=reporter(bar, curve),
+                report=reporter(bar, curve, "adapt"),
             )
         _save(fold(healed), run.work.file("adapted.safetensors"))
         return {"curve": curve}
@@ -280,15 +281,15 @@ def adapt_to_speaker(run: Compile, healed: Whisper, lessons: list[Lesson], heali
     return _load(run, healed.widths, "adapted.safetensors")
 
 
-def reporter(bar: Any, curve: list[dict[str, float]]) -> Any:
-    """Return a callback that draws the bar and keeps every tenth step for the report."""
+def reporter(bar: Any, curve: list[dict[str, Any]], stage: str) -> Any:
+    """Return a callback that draws the bar and keeps every tenth step of a stage for the report."""
 
     def report(facts: dict[str, float]) -> None:
         bar.total(int(facts["steps"]))
         losses = " ".join(f"{name[5:]}={value:.3f}" for name, value in facts.items() if name.startswith("loss_"))
         bar(losses, done=int(facts["step"]) + 1)
         if facts["step"] % 10 == 0:
-            curve.append({name: round(value, 5) for name, value in facts.items()})
+            curve.append({"stage": stage} | {name: round(value, 5) for name, value in facts.items()})
 
     return report
 

@@ -176,16 +176,16 @@ class Study:
 
     def _heal(self, model: Whisper, key: str) -> Whisper:
         """Heal a cut model as `compile` does: first the encoder's frames, then end to end."""
-        run, recipe, curve = self.run, self.run.config, list[dict[str, float]]()
+        run, recipe, curve = self.run, self.run.config, list[dict[str, Any]]()
         if model.widths.encoder != self.uncut.widths.encoder:
             audio = [utterance.load(recipe.seed + i) for i, utterance in enumerate(run.utterances)]
             checkpoint = self.bundles.file(f"frames-{key}.ckpt")
             with self.bundles.bar("frames", recipe.frames.steps) as bar:
-                report = stages.reporter(bar, curve)
+                report = stages.reporter(bar, curve, "frames")
                 learn_frames(teacher_of(self.uncut, model), model, audio, recipe.frames, checkpoint, report)
         checkpoint = self.bundles.file(f"heal-{key}.ckpt")
         with self.bundles.bar("heal", 1) as bar:
-            tokens, report = run.checkpoint.tokens, stages.reporter(bar, curve)
+            tokens, report = run.checkpoint.tokens, stages.reporter(bar, curve, "heal")
             heal(model, self.lessons, tokens, recipe.heal, checkpoint, full_window=run.full_window, report=report)
         for stage in ("frames", "heal"):
             self.bundles.file(f"{stage}-{key}.ckpt").unlink(missing_ok=True)
