@@ -195,6 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
         "runs": kept,
     }
     with tempfile.TemporaryDirectory() as scratch:
+        order = [(run["part"], run["label"]) for run in plan(list(PARTS), args.speech, Path(scratch))]
         for run in plan(args.only.split(","), args.speech, Path(scratch))[: args.limit]:
             if any((row["part"], row["label"]) == (run["part"], run["label"]) for row in kept):
                 continue
@@ -205,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise SystemExit(f"{run['label']}: {done.stderr.strip()}")
             kept.append({"part": run["part"], "label": run["label"], "found": json.loads(done.stdout)})
             console.print(f"{run['part']}, {run['label']}: {kept[-1]['found']['reason']}", markup=False)
+            kept.sort(key=lambda row: order.index((row["part"], row["label"])))
             save_result("enroll", result, args.output)
     print(markdown(result))
     return 0
