@@ -157,7 +157,7 @@ def cut_ffn(ffn: FeedForward, moment: Tensor, n_keep: int) -> FeedForward:
 
 def cut_model(model: Whisper, moments: Moments, widths: Widths) -> Whisper:
     """Return a new model of the given widths; everything at full width is the original, bit for bit."""
-    cut = Whisper.from_state(model.dims, model.state_dict())
+    cut = Whisper.from_state(model.dims, model.state_dict(), model.widths)
     cut.widths = widths
     for i, (layer, w) in enumerate(zip(cut.encoder.layers, widths.encoder, strict=True)):
         name = f"encoder.layers.{i}"

@@ -26,9 +26,10 @@ from safetensors.numpy import save
 from whisperfold.runtime.adapter import Adapter
 from whisperfold.runtime.augment import Augmentation, augment
 from whisperfold.runtime.errors import ConfigError, EnrollmentError
-from whisperfold.runtime.files import write_atomic
+from whisperfold.runtime.files import refusal_as, write_atomic
 from whisperfold.runtime.optimizer import AdamW, schedule
 from whisperfold.runtime.training_graph import Lesson, TrainingGraph
+from whisperfold.runtime.windows import max_samples
 
 KINDS = {"lora": (".lora_A", ".lora_B"), "gain": (".gain",), "both": (".lora_A", ".lora_B", ".gain")}
 PRESENTATIONS = 200
@@ -88,6 +89,8 @@ class StepReport:
     share: float
     """Of the run's planned work, 0 to 1."""
     loss: float
+    resumed_share: float = 0.0
+    """What an earlier process had done of it."""
 
 
 @dataclass(frozen=True)
@@ -152,16 +155,17 @@ class Adaptation:
         self._history: list[dict[str, float]] = []
         self._best = {name: self.adapter.tensors[name].copy() for name in self._trained}
         self._best_epoch = 0
-        self._unadapted_loss = 0.0
+        self._unadapted_loss = self._resumed_share = 0.0
 
     def run(self) -> Adapted:
         """Train to the end, from the checkpoint if there is one.
 
         Raises:
-            EnrollmentError: the loss is no number any more.
+            EnrollmentError: the loss is no number any more, or the disk refuses the checkpoint.
         """
         if not self._resume() and self._held_out:
             self._unadapted_loss = self._held_out_loss(self.adapter)
+        self._resumed_share = len(self._history) / self._stop_after
         while not self._is_over():
             self._history.append(self._epoch(len(self._history)))
             self._judge(self._history[-1])
@@ -188,7 +192,7 @@ class Adaptation:
             self._optimizer.step(gradients, options.learning_rate * factor)
             losses.append(loss)
             share = (epoch * per_epoch + step + 1) / (self._stop_after * per_epoch)
-            self._on_step(StepReport(self._name, epoch, share, loss))
+            self._on_step(StepReport(self._name, epoch, share, loss, self._resumed_share))
         return {"epoch": epoch + 1.0, "loss": float(np.mean(losses)), "seconds": time.monotonic() - started_s}
 
     def _gradients(
@@ -196,9 +200,9 @@ class Adaptation:
     ) -> tuple[dict[str, np.ndarray], float]:
         """Mean gradients of some recordings and replayed clips, and the loss of the recordings."""
         total: dict[str, np.ndarray] = {}
-        losses = []
+        losses, longest = [], max_samples(self._graph.bundle.window)
         for lesson in (*chosen, *others):
-            samples = augment(lesson.samples, self.options.augmentation, rng)
+            samples = augment(lesson.samples, self.options.augmentation, rng, longest)
             loss, gradients = self._graph.run(samples, lesson.text, self.adapter, self._trained)
             if not np.isfinite(loss):
                 raise EnrollmentError(f"the loss is {loss} at a rate of {self.options.learning_rate}; lower it")
@@ -229,9 +233,11 @@ class Adaptation:
 
     def _fingerprint(self) -> str:
         """Changes with all that a checkpoint depends on."""
-        digest = hashlib.sha256(json.dumps([asdict(self.options), self._name], sort_keys=True).encode())
+        recipe = [asdict(self.options), self._name, self._graph.start]
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
         for lesson in (*self._lessons, *self._held_out, *self._replay):
             digest.update(f"{lesson.name}\0{lesson.text}\0{lesson.samples.size}\0".encode())
+            digest.update(lesson.samples.tobytes())
         return digest.hexdigest()
 
     def _save(self) -> None:
@@ -242,7 +248,8 @@ class Adaptation:
         facts |= {"best_epoch": self._best_epoch, "unadapted_loss": self._unadapted_loss}
         facts["fingerprint"] = self._fingerprint()
         state = self._optimizer.state() | {f"best/{name}": array for name, array in self._best.items()}
-        write_atomic(self._checkpoint, save(state, {"facts": json.dumps(facts)}))
+        with refusal_as(EnrollmentError, self._checkpoint):
+            write_atomic(self._checkpoint, save(state, {"facts": json.dumps(facts)}))
 
     def _resume(self) -> bool:
         """Go on from the checkpoint, if it is one of this very run; tell whether it is."""

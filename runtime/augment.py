@@ -23,11 +23,22 @@ class Augmentation:
     """Signal to noise, of white to brown noise."""
 
 
-def augment(samples: np.ndarray, options: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Return a changed copy of float32 (n,) samples at 16 kHz, in [-1, 1]."""
+def augment(
+    samples: np.ndarray, options: Augmentation, rng: np.random.Generator, max_samples: int | None = None
+) -> np.ndarray:
+    """Return a changed copy of float32 (n,) samples at 16 kHz, in [-1, 1].
+
+    Args:
+        samples: what was said.
+        options: the ranges.
+        rng: draws from them.
+        max_samples: of the model's window: what fits into it is not slowed down beyond it, so that no word is cut off.
+    """
     speed = rng.uniform(*options.speed)
+    if max_samples is not None and samples.size <= max_samples:
+        speed = max(speed, samples.size / max_samples)
     if abs(speed - 1.0) > 0.005:
-        samples = soxr.resample(samples, SAMPLE_RATE * speed, SAMPLE_RATE, quality="MQ")
+        samples = soxr.resample(samples, SAMPLE_RATE * speed, SAMPLE_RATE, quality="MQ")[:max_samples]
     samples = samples * np.float32(10.0 ** (rng.uniform(*options.gain_db) / 20.0))
     if rng.random() < options.noise_share:
         level = float(np.sqrt(np.mean(samples**2))) * 10.0 ** (-rng.uniform(*options.noise_snr_db) / 20.0)

@@ -1,11 +1,12 @@
 """What was said, at rest: recordings, their texts and the reports, sealed with a passphrase where the owner wants it.
 
-    passphrase --scrypt, salt--> key --AES-GCM--> the person's data key     NAME/vault.json
+    passphrase --scrypt, salt--> key --AES-GCM--> the person's data key     people/NAME/vault.json
     file       --AES-256-GCM with the data key--> FILE.sealed: nonce (12 bytes), ciphertext, tag (16 bytes)
 
 Not sealed: adapter and weights (so that the device starts without a person; they are readable by their owner only) and
-figures such as error rates. Nobody can mend a forgotten passphrase: recordings and reports are lost then, the profile
-goes on working. A plain file that is sealed later is deleted, which flash memory may not do at once.
+figures such as error rates, also per recording, by the hash of its samples. Each file is bound to its place below the
+person, so that none takes another's. Nobody can mend a forgotten passphrase: recordings and reports are lost then, the
+profile goes on working. A plain file that is sealed later is deleted, which flash memory may not do at once.
 
 scrypt: RFC 7914; AES-GCM: NIST SP 800-38D; both by the `cryptography` package, which is an extra.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisperfold.runtime.errors import ProfileError
-from whisperfold.runtime.files import private_dir, write_atomic
+from whisperfold.runtime.files import private_dir, refusal_as, write_atomic
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -61,9 +62,9 @@ class PlainFiles:
         write_atomic(path, content)
         path.with_name(path.name + _ENDING).unlink(missing_ok=True)
 
-    def sealed(self, name: str, content: bytes) -> tuple[str, bytes]:
-        """Return the name and contents that the disk gets."""
-        return name, content
+    def sealed(self, path: Path, content: bytes) -> tuple[str, bytes]:
+        """Return the name and contents that the disk gets for the file at path."""
+        return path.name, content
 
     def remove(self, path: Path) -> None:
         """Delete a file, sealed or not."""
@@ -74,8 +75,14 @@ class PlainFiles:
 class SealedFiles(PlainFiles):
     """Files that only the data key opens; plain ones, from before, are read too."""
 
-    def __init__(self, cipher: AESGCM) -> None:
-        self._cipher = cipher
+    def __init__(self, cipher: AESGCM, root: Path) -> None:
+        """Nothing is read yet.
+
+        Args:
+            cipher: of the data key.
+            root: of the store: a person's folders are ROOT/*/NAME.
+        """
+        self._cipher, self._root = cipher, root
 
     def read(self, path: Path) -> bytes:
         """Return the contents of a file; OSError as `Path.read_bytes`.
@@ -85,26 +92,31 @@ class SealedFiles(PlainFiles):
         """
         found = self.find(path)
         content = found.read_bytes()
-        return _unseal(self._cipher, path.name, content, f"{found}: damaged") if found != path else content
+        return _unseal(self._cipher, self._place(path), content, f"{found}: damaged") if found != path else content
 
     def write(self, path: Path, content: bytes) -> None:
         """Write a sealed file in one rename, and delete a plain one of the name."""
-        name, sealed = self.sealed(path.name, content)
+        name, sealed = self.sealed(path, content)
         write_atomic(path.with_name(name), sealed)
         path.unlink(missing_ok=True)
 
-    def sealed(self, name: str, content: bytes) -> tuple[str, bytes]:
-        """Return the name and contents that the disk gets."""
-        return name + _ENDING, _seal(self._cipher, name, content)
+    def sealed(self, path: Path, content: bytes) -> tuple[str, bytes]:
+        """Return the name and contents that the disk gets for the file at path."""
+        return path.name + _ENDING, _seal(self._cipher, self._place(path), content)
+
+    def _place(self, path: Path) -> str:
+        """Where a file is, but for the name of the person: people/recordings/0001.flac."""
+        part, _, *rest = path.relative_to(self._root).parts
+        return "/".join((part, *rest))
 
 
-def create_vault(person: Path, passphrase: str) -> SealedFiles:
-    """Make the data key of a person's folder.
+def create_vault(home: Path, passphrase: str) -> SealedFiles:
+    """Make the data key of a person, in the home.
 
     Raises:
-        ProfileError: a short passphrase, no `cryptography`, or there is a vault.
+        ProfileError: a short passphrase, no `cryptography`, there is a vault, or the disk refuses.
     """
-    path = person / VAULT
+    path = home / VAULT
     if path.exists():
         raise ProfileError(f"{path}: already there; unlock it with its passphrase")
     if len(passphrase) < MIN_PASSPHRASE:
@@ -114,18 +126,19 @@ def create_vault(person: Path, passphrase: str) -> SealedFiles:
     salt, data_key = os.urandom(16), os.urandom(_KEY_BYTES)
     wrapped = _seal(_cipher(_derive(passphrase, salt, SCRYPT)), VAULT, data_key)
     facts = {"kdf": "scrypt", **SCRYPT, "salt": _to_text(salt), "key": _to_text(wrapped)}
-    private_dir(person)
-    write_atomic(path, (json.dumps(facts) + "\n").encode())
-    return SealedFiles(_cipher(data_key))
+    with refusal_as(ProfileError, path):
+        private_dir(home)
+        write_atomic(path, (json.dumps(facts) + "\n").encode())
+    return SealedFiles(_cipher(data_key), home.parent.parent)
 
 
-def open_vault(person: Path, passphrase: str) -> SealedFiles:
-    """Open the data key of a person's folder.
+def open_vault(home: Path, passphrase: str) -> SealedFiles:
+    """Open the data key of a person, from the home.
 
     Raises:
         ProfileError: a wrong passphrase, a damaged vault, or no `cryptography`.
     """
-    path = person / VAULT
+    path = home / VAULT
     try:
         facts = json.loads(path.read_bytes())
         work = {name: int(facts[name]) for name in SCRYPT}
@@ -134,24 +147,31 @@ def open_vault(person: Path, passphrase: str) -> SealedFiles:
             raise ValueError(f"scrypt {work}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ProfileError(f"{path}: damaged ({error!r}); without it recordings and reports are lost") from error
-    data_key = _unseal(_cipher(_derive(passphrase, salt, work)), VAULT, wrapped, f"{person.name}: wrong passphrase")
-    return SealedFiles(_cipher(data_key))
+    data_key = _unseal(_cipher(_derive(passphrase, salt, work)), VAULT, wrapped, f"{home.name}: wrong passphrase")
+    return SealedFiles(_cipher(data_key), home.parent.parent)
 
 
-def said_files(person: Path) -> list[Path]:
-    """Return the files of a person that hold or quote what was said, by their plain names."""
-    found = [*person.glob("recordings/[!.]*"), *person.glob("versions/[!.]*/report.html*")]
+def said_files(home: Path) -> list[Path]:
+    """Return the files of a person that hold or quote what was said, of all bundles, by their plain names."""
+    reports = home.parent.parent.glob(f"*/{home.name}/versions/[!.]*/report.html*")
+    found = [*home.glob("recordings/[!.]*"), *reports]
     return sorted({path.with_name(path.name.removesuffix(_ENDING)) for path in found})
 
 
-def convert(person: Path, source: PlainFiles, target: PlainFiles) -> None:
+def is_half_sealed(home: Path) -> bool:
+    """Whether something that was said is plain."""
+    return any(path.exists() for path in said_files(home))
+
+
+def convert(home: Path, source: PlainFiles, target: PlainFiles) -> None:
     """Write all that was said anew, file by file; after a kill the same again goes on.
 
     Raises:
-        ProfileError: a file that cannot be read.
+        ProfileError: a file that cannot be read or written.
     """
-    for path in said_files(person):
-        target.write(path, source.read(path))
+    with refusal_as(ProfileError, home):
+        for path in said_files(home):
+            target.write(path, source.read(path))
 
 
 def _derive(passphrase: str, salt: bytes, work: dict[str, int]) -> bytes:

@@ -4,8 +4,10 @@
        adapter of all of them -> folded, 8 bit -> other speakers, before and after ---+-> decision -> profile
 
 The owner's figures come from the folds: every recording is heard by weights that were not trained on it, folded and
-quantised like the profile. The profile itself is then trained on all recordings, for as long as it did the folds no
-harm; the canary judges that very profile.
+quantised like the profile. One thing it does decide: a run whose loss on it rises above what it was before learning is
+stopped, and its last harmless epoch taken; so the figures of such a run are a little too good. The profile itself is
+then trained on all recordings, for as long as it did the folds no harm; the canary judges that very profile. A profile
+that is in use is only replaced by one with no more errors in the recordings that both were judged by.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,9 +24,10 @@ import numpy as np
 
 from whisperfold.runtime.adaptation import Adaptation, AdaptationOptions, Adapted, StepReport
 from whisperfold.runtime.adapter import Adapter
-from whisperfold.runtime.decision import Decision, PromotionRules, decide
+from whisperfold.runtime.decision import Decision, PromotionRules, Rematch, decide, rematch
 from whisperfold.runtime.error_rate import Comparison, Score, compare
-from whisperfold.runtime.files import private_dir
+from whisperfold.runtime.errors import ConfigError, EnrollmentError, ProfileError
+from whisperfold.runtime.files import private_dir, refusal_as
 from whisperfold.runtime.lessons import (
     Selection,
     canary_lessons,
@@ -52,7 +56,7 @@ class EnrollOptions:
     folds: int = 0
     """Of the cross-validation; 0: by the length of the recordings."""
     language: str | None = None
-    """Of the recordings; None is English."""
+    """Of the recordings; None is what the store knows of them, else English."""
     threads: int = 0
     """0: the cores there are, at most 4."""
     max_memory_mb: float = 1500.0
@@ -60,6 +64,10 @@ class EnrollOptions:
     canary_clips: int = 0
     replay_clips: int = 0
     """The first so many of the packaged clips; 0: all."""
+
+    def __post_init__(self) -> None:
+        if self.folds < 0 or self.folds == 1:
+            raise ConfigError(f"folds={self.folds}: expected 2 or more, or 0 to choose: one leaves nothing to test on")
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,7 @@ def enroll(
     Raises:
         EnrollmentError: the recordings cannot be learned from, or the device must rest; nothing has changed.
         ProfileError: another process enrolls this person, or the disk is full.
+        ConfigError: a language that the bundle does not know.
     """
     with store.locked(name):
         run = _Enrollment(store, name, transcriber, options or EnrollOptions(), on_progress, guard or DeviceGuard())
@@ -119,7 +128,7 @@ def enroll(
         final = run.train_all(adapted)
         canary = run.other_speakers(final.adapter)
         owner = compare(selection.before, after)
-        decision = decide(owner, canary, run.options.rules)
+        decision = decide(owner, canary, run.options.rules, run.against_current(after))
         profile = run.save(final, [*adapted, final], after, decision, owner, canary)
         if decision.promoted:
             store.promote(profile)
@@ -144,22 +153,30 @@ class _Enrollment:
         self.store, self.name, self.transcriber, self.options = store, name, transcriber, options
         self.bundle = transcriber.bundle
         self._on_progress, self._guard = on_progress, guard
-        self._language = options.language or ("en" if self.bundle.tokens.multilingual else None)
+        known = options.language or store.language(name)
+        self._language = known or ("en" if self.bundle.tokens.multilingual else None)
         self._threads = transcriber.engine.threads
-        self._state = private_dir(store.person(name) / "state")
         self._graph = TrainingGraph(self.bundle, self._threads, self._language)
+        store.keep_language(name, options.language)
+        self._state = store.person(name) / "state"
+        with refusal_as(EnrollmentError, self._state):
+            private_dir(self._state)
         self._started_s = time.monotonic()
-        self._planned, self._done = 1.0, 0.0
+        self._planned, self._done, self._resumed = 1.0, 0.0, 0.0
 
     def select(self) -> Selection:
         """Check the recordings and divide them."""
         recordings = self.store.recordings(self.name)
         self.selection = select(recordings, self.transcriber, self.options.max_memory_mb, self._language, self._told)
         self.lessons, total_s = self.selection.lessons, self.selection.total_s
-        self._folds = fold_numbers(len(self.lessons), total_s, self.options.folds, self.options.adaptation.seed)
+        compared, seed = [item.name for item in self.selection.before], self.options.adaptation.seed
+        numbers = fold_numbers(len(compared), total_s, self.options.folds, seed)
+        self._folds = dict(zip(compared, numbers.tolist(), strict=True))
+        self._n_folds = max(self._folds.values()) + 1
         wants_replay = self.options.adaptation.replay_share > 0.0
         self._replay = replay_lessons(self.transcriber, self._told, self.options.replay_clips) if wants_replay else []
-        self._planned = float(self._folds.max() + 1)  # units: one pass over all recordings
+        # Units: one run over all recordings; each of the compared ones is missing in one fold.
+        self._planned = self._n_folds + 1 - len(compared) / len(self.lessons)
         return self.selection
 
     def cross_validate(self) -> tuple[list[Adapted], list[Score]]:
@@ -167,16 +184,16 @@ class _Enrollment:
         self._training_s = time.monotonic()
         adapted: list[Adapted] = []
         scores: dict[str, Score] = {}
-        for number in range(int(self._folds.max()) + 1):
-            inside = [lesson for lesson, fold in zip(self.lessons, self._folds, strict=True) if fold != number]
-            outside = [lesson for lesson, fold in zip(self.lessons, self._folds, strict=True) if fold == number]
+        for number in range(self._n_folds):
+            inside = [lesson for lesson in self.lessons if self._folds.get(lesson.name) != number]
+            outside = [lesson for lesson in self.lessons if self._folds.get(lesson.name) == number]
             adapted.append(self._train(f"fold-{number}", inside, outside))
             self._done += len(inside) / len(self.lessons)
             folded = self._folded(adapted[-1].adapter)
             scores |= {item.name: item for item in hear(folded, outside, self._language, self._told, "testing")}
             del folded
             give_back()
-        return adapted, [scores[lesson.name] for lesson in self.lessons]
+        return adapted, [scores[item.name] for item in self.selection.before]
 
     def train_all(self, adapted: Sequence[Adapted]) -> Adapted:
         """Train the profile's adapter on all recordings, for the share of the epochs that did the folds no harm."""
@@ -192,6 +209,12 @@ class _Enrollment:
         self._weights = adapter.fold(self.bundle)
         after = hear(self._with_weights(), clips, language, self._told, "other speakers")
         return compare(before, after)
+
+    def against_current(self, after: Sequence[Score]) -> Rematch | None:
+        """The new profile and the current one, if there is one, in the recordings that both were judged by."""
+        with suppress(ProfileError):
+            return rematch(self.store.get(self.name).facts, self._sentences(after))
+        return None
 
     def save(
         self,
@@ -210,8 +233,10 @@ class _Enrollment:
             "canary": asdict(canary),
             "recordings": len(self.lessons),
             "recordings_s": round(self.selection.total_s, 1),
+            "compared": len(after),
+            "sentences": self._sentences(after),
             "left_out": len(self.selection.left_out),
-            "folds": int(self._folds.max()) + 1,
+            "folds": self._n_folds,
             "epochs": final.epochs,
             "seconds": round(time.monotonic() - self._started_s, 1),
             "history": [list(run.history) for run in runs],
@@ -227,21 +252,26 @@ class _Enrollment:
         """Forget the checkpoints."""
         shutil.rmtree(self._state, ignore_errors=True)
 
+    def _sentences(self, after: Sequence[Score]) -> dict[str, list[int]]:
+        """Digest of a recording -> cross-validated errors, and words."""
+        return {self.selection.digests[item.name]: [item.errors, item.words] for item in after}
+
     def _train(
         self, run: str, lessons: Sequence[Lesson], held_out: Sequence[Lesson], stop_after: int | None = None
     ) -> Adapted:
         """One adaptation with its checkpoint."""
-        unit = len(lessons) / len(self.lessons)
+        unit, resumed_share = len(lessons) / len(self.lessons), 1.0  # until a step says that less was there
 
         def on_step(report: StepReport) -> None:
             """Watch the device, tell how far it is."""
+            nonlocal resumed_share
             self._guard.check()
-            done = self._done + unit * report.share
-            spent_s = time.monotonic() - self._training_s
-            remaining_s = spent_s * (self._planned - done) / done if done > 0.02 else None
+            resumed_share, done = report.resumed_share, self._done + unit * report.share
+            spent_s, fresh = time.monotonic() - self._training_s, done - self._resumed - unit * resumed_share
+            remaining_s = spent_s * (self._planned - done) / fresh if fresh > 0.02 else None
             self._on_progress(Progress("adapting", done / self._planned, remaining_s, report.loss))
 
-        return Adaptation(
+        adapted = Adaptation(
             self._graph,
             lessons,
             held_out,
@@ -252,6 +282,8 @@ class _Enrollment:
             on_step=on_step,
             name=run,
         ).run()
+        self._resumed += unit * resumed_share
+        return adapted
 
     def _folded(self, adapter: Adapter) -> Transcriber:
         """The bundle with an adapter in it, as it would be used."""

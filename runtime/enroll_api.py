@@ -14,35 +14,30 @@ Who may ask is settled before (gate.py). Recordings are checked on the recognise
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
 
-import soundfile as sf
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from whisperfold.runtime.audio import SAMPLE_RATE
 from whisperfold.runtime.enroll_job import EnrollJob, JobState
-from whisperfold.runtime.enroll_take import Take, asked_language, receive_take
+from whisperfold.runtime.enroll_take import Take, asked_language, check_take, receive_take
 from whisperfold.runtime.errors import EnrollmentError, ProfileError
+from whisperfold.runtime.http_api import CLIENT_GONE
 from whisperfold.runtime.http_errors import RequestError
 from whisperfold.runtime.lessons import MIN_RECORDINGS, MIN_TOTAL_S
 from whisperfold.runtime.profiles import ProfileStore
+from whisperfold.runtime.profiles_api import REPORT_HEADERS
 from whisperfold.runtime.recognizer import Recognizer
-from whisperfold.runtime.recording_checks import check_recording
 from whisperfold.runtime.recordings import Recording, RecordingStore, read_prompts
-from whisperfold.runtime.workers import FINAL
 
 N_PROMPTS = 25
-CLIENT_GONE = 499
-"""nginx's status for a client that did not wait."""
 _RESULT = ("created", "promoted", "reason", "owner", "canary", "recordings", "recordings_s", "left_out", "seconds")
 """Of a version's facts."""
-_REPORT_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
 _EVENT_HEADERS = {"X-Accel-Buffering": "no"}
 
 
@@ -83,8 +78,7 @@ async def _add(request: Request) -> Response:
         take = await receive_take(request)
     except ClientDisconnect:
         return Response(status_code=CLIENT_GONE)
-    transcriber = await recognizer.load()
-    check = await recognizer.run(FINAL, lambda: check_recording(take.samples, take.text, transcriber, take.language))
+    take, check = await check_take(recognizer, take)
     kept = None
     if take.keep and not check.problem:
         kept = await asyncio.to_thread(_keep, recognizer.store, name, take)
@@ -101,11 +95,18 @@ async def _add(request: Request) -> Response:
 
 async def _audio(request: Request) -> Response:
     """GET /v1/enroll/NAME/recordings/FILE."""
-    recordings, recording = await asyncio.to_thread(_recording, request)
-    samples = await asyncio.to_thread(recordings.load, recording)
-    audio = io.BytesIO()
-    sf.write(audio, samples, SAMPLE_RATE, "PCM_16", format="FLAC")
-    return Response(audio.getvalue(), media_type="audio/flac")
+
+    def read() -> bytes:
+        """The file as it was written, unsealed where it is sealed."""
+        recordings, recording = _recording(request)
+        files = request.app.state.recognizer.store.said(_name(request))
+        try:
+            content: bytes = files.read(recordings.folder / recording.file)
+        except FileNotFoundError:
+            raise RequestError(404, "recording", "its file is gone; delete the recording, and read it again") from None
+        return content
+
+    return Response(await asyncio.to_thread(read), media_type="audio/flac")
 
 
 async def _remove(request: Request) -> Response:
@@ -163,7 +164,7 @@ async def _report(request: Request) -> Response:
         page: str = store.read_report(versions[-1])
         return page
 
-    return HTMLResponse(await asyncio.to_thread(read), headers=_REPORT_HEADERS)
+    return HTMLResponse(await asyncio.to_thread(read), headers=REPORT_HEADERS)
 
 
 enroll_routes: list[BaseRoute] = [
@@ -206,6 +207,7 @@ def _prompts(language: str) -> list[str]:
 def _keep(store: ProfileStore, name: str, take: Take) -> Recording:
     """Store a take; one that was sent twice is kept once."""
     with store.locked(name):
+        store.keep_language(name, take.language)
         recordings = store.recordings(name)
         if (added := recordings.add(take.samples, take.text)) is not None:
             return added
@@ -236,11 +238,18 @@ def _found(store: ProfileStore, name: str) -> tuple[list[Recording], dict[str, A
 
 
 def _people(store: ProfileStore) -> list[dict[str, Any]]:
-    """Who has recordings or a profile; sealed recordings are not counted."""
+    """Who has recordings or a profile; of one whose recordings cannot be counted, why."""
     people = []
     for name in store.names():
-        sealed = store.is_encrypted(name)
-        people.append({"name": name, "recordings": None if sealed else len(store.recordings(name).all())})
+        n_kept, problem = None, ""
+        try:
+            if store.is_encrypted(name):
+                problem = "encrypted"
+            else:
+                n_kept = len(store.recordings(name).all())
+        except (EnrollmentError, ProfileError, OSError):  # GET of the person says more
+            problem = "damaged"
+        people.append({"name": name, "recordings": n_kept, "problem": problem})
     return people
 
 

@@ -80,6 +80,7 @@ def enroll(
         store.encrypt(name, ask_passphrase(name, passphrase_file, is_new=True))
         recordings = store.recordings(name)
     transcriber = Transcriber.open(bundle, threads)
+    language = _language(store, name, transcriber, language)
     if not resume:
         wanted = _sentences(prompts, sentence or [], sentences, language or "en") if source is None else []
         with store.locked(name):
@@ -100,6 +101,14 @@ def enroll(
     _print(outcome)
     if not outcome.decision.promoted:
         raise typer.Exit(EXIT_NOT_TAKEN)
+
+
+def _language(store: "ProfileStore", name: str, transcriber: "Transcriber", asked: str | None) -> str | None:
+    """The language of a person's recordings: what is asked for is kept, and holds from then on."""
+    language = asked or store.language(name)
+    if language is not None:
+        transcriber.engine.tokenizer.sot_sequence(language)  # whether the bundle knows it
+    return store.keep_language(name, asked)
 
 
 def _sentences(n_prompts: int, own: list[str], file: Path | None, language: str) -> list[str]:

@@ -22,7 +22,6 @@ from whisperfold.runtime.http_errors import RequestError
 from whisperfold.runtime.recognizer import Recognizer
 
 _LOG = logging.getLogger(__name__)
-_NICE = 10
 _WORKER = "whisperfold.runtime.enroll_worker"
 
 
@@ -41,14 +40,15 @@ class JobState:
 class EnrollJob:
     """Adaptations, one at a time; methods belong to the server's event loop."""
 
-    def __init__(self, recognizer: Recognizer, options: EnrollOptions | None = None) -> None:
+    def __init__(self, recognizer: Recognizer, options: EnrollOptions | None = None, nice: int = 10) -> None:
         """Nothing runs yet.
 
         Args:
             recognizer: its bundle is adapted, its store takes the profile.
             options: how; the language is given to `start`.
+            nice: priority of the process, 0 to 19.
         """
-        self._recognizer, self._options = recognizer, options or EnrollOptions()
+        self._recognizer, self._options, self._nice = recognizer, options or EnrollOptions(), nice
         self._states: dict[str, JobState] = {}
         self._running: tuple[str, asyncio.subprocess.Process] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -78,7 +78,7 @@ class EnrollJob:
                 "name": name,
                 "bundle": str(self._recognizer.bundle.path),
                 "profiles": str(self._recognizer.store.folder.parent),
-                "nice": _NICE,
+                "nice": self._nice,
                 "options": asdict(replace(self._options, language=language)),
             }
             pipe = asyncio.subprocess.PIPE
@@ -123,16 +123,21 @@ class EnrollJob:
                         await self._changed.wait()
 
     async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:
-        """Read what the process says, until it ends."""
+        """Read what the process says, until it ends; one that is not understood is ended."""
         assert process.stdout is not None
         end: JobState | None = None
-        async for line in process.stdout:
-            record = json.loads(line)
-            kind = record.pop("type")
-            if kind == "progress":
-                await self._tell(name, JobState("running", record))
-            else:
-                end = JobState("done") if kind == "done" else JobState("failed", None, record["message"])
+        try:
+            async for line in process.stdout:
+                record = json.loads(line)
+                kind = record.pop("type")
+                if kind == "progress":
+                    await self._tell(name, JobState("running", record))
+                else:
+                    end = JobState("done") if kind == "done" else JobState("failed", None, record["message"])
+        except (ValueError, KeyError, AttributeError):
+            _LOG.exception("event=adaptation_not_understood")
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
         code = await process.wait()
         if end is None:
             why = f"signal {-code}, perhaps for want of memory" if code < 0 else f"exit code {code}, see the log"

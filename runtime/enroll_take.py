@@ -1,12 +1,12 @@
-"""A form with a sentence read aloud -> the take: text, and samples without the silence around what is said.
+"""A form with a sentence read aloud -> the take: text and samples; then what is wrong with it, as a person is told.
 
-form (upload.py) -> text, language, keep -> float32 16 kHz -> voice detector -> 0.4 s before speech ... 0.4 s after
+form (upload.py) -> text, language, keep, float32 16 kHz -> without silence around it (trimming.py) -> Check
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from starlette.requests import Request
@@ -15,16 +15,15 @@ from whisperfold.runtime.audio import SAMPLE_RATE
 from whisperfold.runtime.error_rate import normalised_words
 from whisperfold.runtime.http_errors import RequestError
 from whisperfold.runtime.recognizer import Recognizer
+from whisperfold.runtime.recording_checks import Check, check_recording
 from whisperfold.runtime.server_config import ServerConfig
+from whisperfold.runtime.transcribe import Transcriber
+from whisperfold.runtime.trimming import trimmed
 from whisperfold.runtime.upload import Upload, audio_blocks, receive_upload
-from whisperfold.runtime.vad import VoiceDetector
-from whisperfold.runtime.workers import FINAL
 
 MAX_TAKE_S = 90.0
 """Longer recordings are no sentence; much of it may be silence, which is cut off."""
 MAX_TEXT_CHARACTERS = 500
-MARGIN_S = 0.4
-"""Silence kept on both sides of what is said."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,25 @@ async def receive_take(request: Request) -> Take:
     except BaseException:
         upload.close()
         raise
-    samples = await asyncio.to_thread(_samples, upload, config)
-    spoken = await recognizer.run(FINAL, lambda: trimmed(samples))
-    return Take(text, spoken, language, keep == "1")
+    return Take(text, await asyncio.to_thread(_samples, upload, config), language, keep == "1")
+
+
+async def check_take(recognizer: Recognizer, take: Take) -> tuple[Take, Check]:
+    """Return the take without the silence around what is said, and what is wrong with it.
+
+    It waits like a recording of others, behind live captions. It is heard with the weights in use, whoever's profile
+    they hold: others hear a person well enough to tell one sentence from another.
+
+    Raises:
+        BusyError: too many recordings are waiting.
+    """
+
+    def look(transcriber: Transcriber) -> tuple[Take, Check]:
+        """On a worker."""
+        spoken = replace(take, samples=trimmed(take.samples))
+        return spoken, check_recording(spoken.samples, take.text, transcriber, take.language)
+
+    return await recognizer.aside(look)
 
 
 def asked_language(recognizer: Recognizer, asked: str) -> str | None:
@@ -77,21 +92,10 @@ def asked_language(recognizer: Recognizer, asked: str) -> str | None:
     return asked if asked and recognizer.bundle.tokens.multilingual else None
 
 
-def trimmed(samples: np.ndarray) -> np.ndarray:
-    """Return float32 (n,) samples at 16 kHz without the silence around what is said; all of them if nothing is."""
-    detector = VoiceDetector()
-    events = detector.push(samples)
-    if not events:
-        return samples
-    first = round((events[0].time_s - MARGIN_S) * SAMPLE_RATE)
-    last = samples.size if detector.in_speech else round((events[-1].time_s + MARGIN_S) * SAMPLE_RATE)
-    return samples[max(0, first) : last]
-
-
 def _text(text: str) -> str:
     """The sentence that was read, on one line."""
     text = " ".join(text.split())
-    if not normalised_words(text) or len(text) > MAX_TEXT_CHARACTERS:
+    if len(text) > MAX_TEXT_CHARACTERS or not normalised_words(text):
         expected = f"expected the words that are said, at most {MAX_TEXT_CHARACTERS} characters"
         raise RequestError(400, "text", f"text: {len(text)} characters; {expected}", "text")
     return text

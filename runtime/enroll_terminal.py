@@ -16,14 +16,13 @@ from whisperfold.runtime.audio import SAMPLE_RATE
 from whisperfold.runtime.recording_checks import check_recording
 from whisperfold.runtime.recordings import RecordingStore
 from whisperfold.runtime.transcribe import Transcriber
+from whisperfold.runtime.trimming import MARGIN_S, trimmed
 from whisperfold.runtime.vad import VoiceDetector
 
 END_SILENCE_S = 1.6
 """A pause this long after speech ends a recording."""
 WAIT_S = 15.0
 """Nobody speaks for so long: the recording ends."""
-KEEP_S = 0.4
-"""Silence kept on both sides."""
 _REST = "s skips, q goes on later"
 
 
@@ -84,13 +83,9 @@ def record(studio: Studio, max_s: float) -> np.ndarray:
                 start_s = event.time_s
         is_quiet = start_s >= 0.0 and not detector.in_speech and now_s - end_s >= END_SILENCE_S
         waited = start_s < 0.0 and now_s >= WAIT_S
-        if is_quiet or waited or studio.pressed() or (start_s >= 0.0 and now_s - start_s >= max_s - 2 * KEEP_S):
+        if is_quiet or waited or studio.pressed() or (start_s >= 0.0 and now_s - start_s >= max_s - 2 * MARGIN_S):
             break
-    samples = np.concatenate(heard) if heard else np.zeros(0, np.float32)
-    if start_s < 0.0:
-        return samples
-    last_s = end_s + KEEP_S if not detector.in_speech else n / SAMPLE_RATE
-    return samples[max(0, round((start_s - KEEP_S) * SAMPLE_RATE)) : round(last_s * SAMPLE_RATE)]
+    return trimmed(np.concatenate(heard) if heard else np.zeros(0, np.float32))
 
 
 def _one(

@@ -61,7 +61,7 @@ def normalised_words(text: str) -> list[str]:
     text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
     text = re.sub(r"['’]", "", text)
     words = re.findall(r"\d+|[^\W\d_]+|[&%]", text)
-    return [spelled for word in words for spelled in (_spell(word) if word.isdigit() else [_SPELLED.get(word, word)])]
+    return [spelled for word in words for spelled in (_spell(word) if word.isdecimal() else [_SPELLED.get(word, word)])]
 
 
 def score(name: str, reference: str, hypothesis: str) -> Score:
@@ -100,9 +100,9 @@ def compare(before: Sequence[Score], after: Sequence[Score], draws: int = 4000, 
 
 def _spell(digits: str) -> list[str]:
     """A number in words up to 9999; longer ones, and those with a leading zero, digit by digit."""
-    number = int(digits)
     if len(digits) > 4 or (digits[0] == "0" and len(digits) > 1):
         return [_ONES[int(digit)] for digit in digits]
+    number = int(digits)
     if 1100 <= number < 2000 or (number >= 2010 and number < 2100):  # as years are read
         head, rest = _below_hundred(number // 100), number % 100
         if rest == 0:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from whisperfold.runtime.errors import WhisperfoldError
+
+_LOOK_S = 0.05
+"""Between two tries to take a lock."""
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -22,8 +28,9 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a new file, mode 0600, and wait until the disk has it."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    """Write a new file, mode 0600, and wait until the disk has it; a link of that name is replaced, not followed."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         _inherit_owner(path)
         file.write(content)
@@ -46,18 +53,29 @@ def sweep(folder: Path) -> None:
 
 
 @contextmanager
-def exclusive(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock file at path; the kernel frees the lock of a killed process.
+def exclusive(path: Path, wait_s: float | None = None) -> Iterator[None]:
+    """Hold the lock file at path, made with its folder; the kernel frees the lock of a killed process.
 
     Raises:
-        BlockingIOError: another process holds it, and wait is False.
+        BlockingIOError: another process holds it for longer than wait_s; None waits for ever.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    until_s = None if wait_s is None else time.monotonic() + wait_s
+    while (descriptor := _lock(path, until_s)) is None:
+        pass
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def refusal_as(error_class: type[WhisperfoldError], path: Path) -> Iterator[None]:
+    """Turn what the disk refuses in the block (it is full, no permission) into an error of one line."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise error_class(f"{where}: {error.strerror or error}; free space, or mend the permissions") from error
 
 
 def sync_dir(path: Path) -> None:
@@ -76,6 +94,29 @@ def private_dir(path: Path) -> Path:
         path.mkdir(mode=0o700, exist_ok=True)
         _inherit_owner(path)
     return path
+
+
+def _lock(path: Path, until_s: float | None) -> int | None:
+    """The descriptor of a lock file that is held; None if it was deleted meanwhile, with its folder."""
+    private_dir(path.parent)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        _inherit_owner(path)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if until_s is None else fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if until_s is None or time.monotonic() >= until_s:
+                    raise
+                time.sleep(_LOOK_S)
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+            return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
 
 
 def _inherit_owner(path: Path) -> None:

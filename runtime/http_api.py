@@ -26,7 +26,7 @@ from whisperfold.runtime.upload import receive_upload
 _LOG = logging.getLogger(__name__)
 _UNBUFFERED = {"X-Accel-Buffering": "no"}
 """Tells a reverse proxy (nginx) to pass events on at once."""
-_CLIENT_GONE = 499
+CLIENT_GONE = 499
 """nginx's status for a client that did not wait; nobody reads it but the log."""
 
 
@@ -51,7 +51,10 @@ async def models(request: Request) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """GET /health: 200 if work is taken, else 503 with the reason; whose voice is used is not for everybody."""
+    """GET /health: 200 if work is taken, else 503 with the reason; whose voice is used is not for everybody.
+
+    "degraded" is 200: the microphone is gone, or older weights go on because a profile or bundle cannot be loaded.
+    """
     state = request.app.state
     recognizer = state.recognizer.status()
     try:
@@ -60,19 +63,21 @@ async def health(request: Request) -> Response:
         recognizer.pop("profile", None)
     microphone = state.microphone.status() if state.microphone is not None else None
     why = []
-    if recognizer["error"]:
+    if recognizer["error"] and not recognizer["held_back"]:
         why.append("weights")
     if recognizer["waiting"] > recognizer["max_waiting"]:
         why.append("queue")
     if state.stopping.is_set():
         why.append("stopping")
     is_able = not why
+    if recognizer["held_back"]:
+        why.append(recognizer["held_back"])
     if microphone is not None and microphone["state"] in ("lost", "failed"):
         why.append("microphone")
     body = {
         "status": "ready" if not why else "degraded" if is_able else "unavailable",
         "why": why,
-        "recognizer": {name: value for name, value in recognizer.items() if name != "error"},
+        "recognizer": {name: value for name, value in recognizer.items() if name not in ("error", "held_back")},
         "microphone": microphone,
     }
     return JSONResponse(body, 200 if is_able else 503)
@@ -91,7 +96,7 @@ async def _recognise(request: Request, task: str) -> Response:
     try:
         upload = await receive_upload(request, state.config)
     except ClientDisconnect:
-        return Response(status_code=_CLIENT_GONE)
+        return Response(status_code=CLIENT_GONE)
     try:
         asked = read_request(upload, task, state.recognizer, state.config)
     except BaseException:
@@ -104,7 +109,7 @@ async def _recognise(request: Request, task: str) -> Response:
         return StreamingResponse(events, headers=_UNBUFFERED, media_type="text/event-stream")
     found = await _while_connected(request, _collect(segments))
     if found is None:
-        return Response(status_code=_CLIENT_GONE)
+        return Response(status_code=CLIENT_GONE)
     _log_transcript(state.config.log_transcripts, found)
     return render(asked, found, state.recognizer)
 

@@ -1,11 +1,13 @@
 """Recordings that pass the checks -> what is learned, in folds; the clips of other speakers; hearing them all.
 
-Every recording is in one fold: it is heard by an adapter that was trained on the other folds only.
+Every recording whose text was read or came with it is in one fold: it is heard by an adapter that was trained on the
+other folds only. Those with the model's own text ("self") are learned from in all folds, and judge nothing: by their
+text, the model as it is makes no errors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,13 +18,14 @@ from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.error_rate import Score, score
 from whisperfold.runtime.errors import AudioError, EnrollmentError
 from whisperfold.runtime.recording_checks import Check, check_recording
-from whisperfold.runtime.recordings import RecordingStore, read_source
+from whisperfold.runtime.recordings import SELF, RecordingStore, read_source
 from whisperfold.runtime.text_style import in_style_of
 from whisperfold.runtime.training_graph import Lesson
 from whisperfold.runtime.transcribe import Transcriber
 
 CANARY = Path(__file__).parent / "canary"
 MIN_RECORDINGS = 8
+"""With a text that is not the model's own."""
 MIN_TOTAL_S = 30.0
 MAX_MISREAD_SHARE = 0.5
 """More recordings than this whose text does not match: the texts are somebody else's."""
@@ -37,7 +40,9 @@ class Selection:
 
     lessons: tuple[Lesson, ...]
     before: tuple[Score, ...]
-    """How the bundle as it is hears them."""
+    """How the bundle as it is hears those that are compared: all but the ones with the model's own text."""
+    digests: Mapping[str, str]
+    """Of their samples, by file."""
     left_out: tuple[tuple[str, str], ...]
     """File and reason."""
     warnings: tuple[tuple[str, str], ...]
@@ -57,6 +62,13 @@ def select(
         EnrollmentError: too few are left, or the texts are somebody else's.
     """
     kept = recordings.all()
+    n_own = sum(item.kind == SELF for item in kept)
+    n_others = len(kept) - n_own
+    if n_own and n_others < MIN_RECORDINGS:
+        raise EnrollmentError(
+            f"{n_others} recordings with a text that was read or came with them, {n_own} with the model's "
+            f"own, which cannot tell whether it gets better; expected at least {MIN_RECORDINGS} of the first: add some"
+        )
     max_s = longest_recording_s(transcriber.bundle, max_memory_mb)
     lessons, before, left_out, warnings, n_misread = [], [], [], [], 0
     for done, item in enumerate(kept):
@@ -70,23 +82,25 @@ def select(
         if not check.problem and item.duration_s > max_s:
             check = Check(f"{item.duration_s:.1f} s long, --max-memory leaves room for {max_s:.0f} s", "", 0.0, 1.0)
         if check.problem:
-            n_misread += bool(check.heard)
+            n_misread += bool(check.heard) and item.kind != SELF
             left_out.append((item.file, check.problem))
             continue
         if check.warning:
             warnings.append((item.file, check.warning))
-        before.append(score(item.file, item.text, check.heard))
+        if item.kind != SELF:
+            before.append(score(item.file, item.text, check.heard))
         lessons.append(Lesson(item.file, samples, in_style_of(item.text, check.heard)))
-    if kept and n_misread / len(kept) > MAX_MISREAD_SHARE:
+    if n_others and n_misread / n_others > MAX_MISREAD_SHARE:
         raise EnrollmentError(
-            f"{n_misread} of {len(kept)} texts are not what is said in the recordings: are they somebody else's?"
+            f"{n_misread} of {n_others} texts are not what is said in the recordings: are they somebody else's?"
         )
-    selection = Selection(tuple(lessons), tuple(before), tuple(left_out), tuple(warnings))
-    if len(lessons) < MIN_RECORDINGS or selection.total_s < MIN_TOTAL_S:
+    digests = {item.file: item.digest for item in kept}
+    selection = Selection(tuple(lessons), tuple(before), digests, tuple(left_out), tuple(warnings))
+    if len(before) < MIN_RECORDINGS or selection.total_s < MIN_TOTAL_S:
         why = f" ({left_out[0][0]}: {left_out[0][1]})" if left_out else ""
         raise EnrollmentError(
-            f"{len(lessons)} of {len(kept)} recordings can be used, {selection.total_s:.0f} s{why}; expected at least "
-            f"{MIN_RECORDINGS} and {MIN_TOTAL_S:.0f} s: record more"
+            f"{len(before)} of {n_others} recordings can be used, {selection.total_s:.0f} s{why}; expected at "
+            f"least {MIN_RECORDINGS} and {MIN_TOTAL_S:.0f} s: record more"
         )
     return selection
 

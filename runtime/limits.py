@@ -1,6 +1,6 @@
 """What an adaptation must not do to the device: cook it, or drain its battery.
 
-    thermal/thermal_zone*/temp                       thousandths of a degree
+    thermal/thermal_zone*/{type,temp}                the hottest one (machine.py)
     power_supply/*/{type,status,capacity}            of /sys/class
 
 Both are looked at between two steps.
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from whisperfold.runtime.errors import EnrollmentError
+from whisperfold.runtime.machine import hottest_zone_c
 
 
 @dataclass
@@ -38,14 +39,15 @@ class DeviceGuard:
         if now_s - self._looked_at_s < self.every_s:
             return
         self._looked_at_s = now_s
-        hottest_c = max((_number(path) / 1000 for path in self.sysfs.glob("thermal/thermal_zone*/temp")), default=0.0)
-        if hottest_c > self.max_temperature_c:
+        hottest_c = hottest_zone_c(self.sysfs / "thermal")
+        if hottest_c is not None and hottest_c > self.max_temperature_c:
             raise EnrollmentError(
                 f"stopped: {hottest_c:.0f} °C, the limit is {self.max_temperature_c:.0f}; "
                 "let it cool and go on with --resume"
             )
         for supply in self.sysfs.glob("power_supply/*"):
-            if _text(supply / "type") == "Battery" and _text(supply / "status") == "Discharging":
+            is_ours = _text(supply / "type") == "Battery" and _text(supply / "scope") != "Device"  # that is a mouse's
+            if is_ours and _text(supply / "status") == "Discharging":
                 percent = _number(supply / "capacity", 100.0)
                 if percent < self.min_battery_percent:
                     raise EnrollmentError(
@@ -62,7 +64,7 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _number(path: Path, otherwise: float = 0.0) -> float:
+def _number(path: Path, otherwise: float) -> float:
     """The number in a small file."""
     try:
         return float(_text(path))

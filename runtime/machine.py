@@ -64,6 +64,19 @@ def usable_cores(root: Path = Path("/")) -> tuple[int, float | None]:
     return len(os.sched_getaffinity(0)), _cgroup_quota(root)
 
 
+def hottest_zone_c(thermal: Path) -> float | None:
+    """Return the temperature of the hottest thermal zone, None without one.
+
+    A power chip's zone is left out: PMIC-Die of a Jetson says 100 °C at all times.
+
+    Args:
+        thermal: /sys/class/thermal; thermal_zone*/temp in it are thousandths of a degree.
+    """
+    zones = [zone for zone in thermal.glob("thermal_zone*") if not _read(zone / "type").startswith("PMIC")]
+    found = [_read(zone / "temp").strip() for zone in zones]
+    return max((int(value) / 1000 for value in found if value.lstrip("-").isdecimal()), default=None)
+
+
 def _cpu(root: Path) -> Finding:
     """Model, and the instructions that 8-bit weights need to be fast."""
     features = cpu_features(root)
@@ -120,13 +133,14 @@ def _memory(root: Path) -> Iterator[Finding]:
 
 def _temperature(root: Path) -> Iterator[Finding]:
     """The hottest thermal zone."""
-    zones = [_read(path).strip() for path in (root / "sys/class/thermal").glob("thermal_zone*/temp")]
-    degrees = [int(zone) / 1000 for zone in zones if zone.lstrip("-").isdigit()]
-    if degrees and max(degrees) >= HOT_C:
+    hottest_c = hottest_zone_c(root / "sys/class/thermal")
+    if hottest_c is None:
+        return
+    if hottest_c >= HOT_C:
         advice = "the CPU slows down when it is hot: add a heat sink or a fan"
-        yield Finding("temperature", "warning", f"{max(degrees):.0f} °C", advice)
-    elif degrees:
-        yield Finding("temperature", "ok", f"{max(degrees):.0f} °C")
+        yield Finding("temperature", "warning", f"{hottest_c:.0f} °C", advice)
+    else:
+        yield Finding("temperature", "ok", f"{hottest_c:.0f} °C")
 
 
 def _throttling(run: Callable[[list[str]], str]) -> Iterator[Finding]:

@@ -35,7 +35,10 @@ class Profile:
             ProfileError: it is missing or damaged.
         """
         try:
-            return cls(name, folder, json.loads((folder / "profile.json").read_bytes()))
+            facts = json.loads((folder / "profile.json").read_bytes())
+            if not isinstance(facts, dict):
+                raise ValueError(f"profile.json is a {type(facts).__name__}")
+            return cls(name, folder, facts)
         except (OSError, ValueError) as error:
             raise ProfileError(f"{folder}: damaged profile ({error}); roll back, or enroll again") from error
 
@@ -61,8 +64,8 @@ class Profile:
             if hashlib.sha256(content).hexdigest() != self.facts["sha256"]:
                 raise ProfileError(f"{path}: damaged (checksum); use `whisperfold profiles rollback {self.name}`")
             return dict(load(content))
-        except (OSError, SafetensorError) as error:
-            raise ProfileError(f"{path}: {error}; use `whisperfold profiles rollback {self.name}`") from error
+        except (OSError, SafetensorError, KeyError, TypeError) as error:
+            raise ProfileError(f"{path}: {error!r}; use `whisperfold profiles rollback {self.name}`") from error
 
     def adapter(self) -> Adapter:
         """Return the adapter; errors as `Adapter.load`."""

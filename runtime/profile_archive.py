@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,7 @@ def _read(path: Path) -> dict[str, bytes]:
             if n_bytes > MAX_BYTES:
                 raise ProfileError(f"{path}: {n_bytes / 1e6:.0f} MB unpacked, expected at most {MAX_BYTES / 1e6:.0f}")
             return {name: archive.read(name) for name in FILES}
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise ProfileError(
             f"{path}: not readable ({error}); expected a .zip of `whisperfold profiles export`"
         ) from error
@@ -103,8 +105,11 @@ def _facts(path: Path, content: bytes) -> dict[str, Any]:
     try:
         facts = json.loads(content)
         for person in ("owner", "canary"):
-            _ = [float(facts[person][when]) for when in ("before", "after")]
-        _ = int(facts["recordings"])
+            rates = [facts[person][when] for when in ("before", "after")]
+            if not all(isinstance(rate, int | float) and math.isfinite(rate) for rate in rates):
+                raise ValueError(f"{person}: {rates}")
+        if not isinstance(facts["recordings"], int):
+            raise ValueError("recordings")
         if facts["promoted"] is not True or not isinstance(facts["reason"], str):
             raise ValueError("it was never taken")
         return dict(facts)

@@ -91,8 +91,9 @@ def _sentences(before: Sequence[Score], after: Sequence[Score], facts: Mapping[s
         for old, new in zip(before, after, strict=True)
     )
     note = (
-        f"Cross-validated in {facts['folds']} folds: each sentence was heard by an adapter that was not trained on it. "
-        "The profile itself was then trained on all recordings, so it has seen these."
+        f"Cross-validated in {facts['folds']} folds: each sentence was heard by an adapter that was not trained on it, "
+        "but that was stopped early if it did these sentences harm. The profile itself was then trained on all "
+        "recordings, so it has seen these. Recordings with the model's own text are learned from, and not shown."
     )
     head = "<tr><th>Text</th><th>Before</th><th>After</th><th>Errors</th></tr>"
     return _section("Sentences", note, f'<div class="scroll"><table>{head}{rows}</table></div>')

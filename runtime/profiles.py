@@ -1,10 +1,10 @@
 """The profiles of the people who use this device: which there are, which is in use, and how they change.
 
+    ROOT/people/NAME/                 recordings and what else does not depend on the bundle (people.py)
     ROOT/<16 hex digits of the bundle's weights>/active     name of the profile in use
-        NAME/recordings/  state/          what was read aloud, the checkpoint of an adaptation
-        NAME/vault.json                   where recordings and reports are sealed (encryption.py)
-        NAME/current                      the version in use, e.g. 0002
-        NAME/versions/0002/               profile.json adapter.safetensors weights.safetensors report.html
+        NAME/state/                   the checkpoint of an adaptation
+        NAME/current                  the version in use, e.g. 0002
+        NAME/versions/0002/           profile.json adapter.safetensors weights.safetensors report.html
 
 A version never changes once it is there; `current` and `active` are files that are replaced in one rename. So a power
 cut leaves the old version or the new one. Directories are 0700, files 0600, whatever the umask.
@@ -15,11 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,42 +27,45 @@ from safetensors.numpy import save
 
 from whisperfold.runtime.adapter import Adapter
 from whisperfold.runtime.bundle import REQUIRED, Bundle
-from whisperfold.runtime.encryption import VAULT, PlainFiles, convert, create_vault, open_vault
 from whisperfold.runtime.errors import ProfileError
-from whisperfold.runtime.files import exclusive, fresh_path, private_dir, sweep, sync_dir, write_atomic, write_synced
+from whisperfold.runtime.files import (
+    exclusive,
+    fresh_path,
+    private_dir,
+    refusal_as,
+    sweep,
+    sync_dir,
+    write_atomic,
+    write_synced,
+)
+from whisperfold.runtime.people import People, check_name, is_name
 from whisperfold.runtime.profile import Profile
-from whisperfold.runtime.recordings import RecordingStore
 
 KEPT_VERSIONS = 4
-"""Older ones are removed, never the current one."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_RESERVED = ("active", "none")
+"""The newest ones, taken or not; the current one and the one that a rollback takes are kept beside them."""
 
 
-def default_root() -> Path:
-    """Return the user's own store: XDG_DATA_HOME or ~/.local/share, then whisperfold/profiles."""
-    home = os.environ.get("XDG_DATA_HOME", "")
-    base = Path(home) if os.path.isabs(home) else Path.home() / ".local" / "share"
-    return base / "whisperfold" / "profiles"
-
-
-class ProfileStore:
-    """The profiles for one bundle: one with the same weights, whatever else its manifest says."""
+class ProfileStore(People):
+    """The people, and their profiles for one bundle: one with the same weights, whatever else its manifest says."""
 
     def __init__(self, bundle: Bundle, root: Path | None = None) -> None:
+        super().__init__(root)
         checksums = [bundle.manifest["files"][name]["sha256"] for name in REQUIRED]
         self.bundle_id = hashlib.sha256(" ".join(checksums).encode()).hexdigest()[:16]
-        self.folder = (root or default_root()) / self.bundle_id
-        self._unlocked: dict[str, PlainFiles] = {}
+        self.folder = self.root / self.bundle_id
 
     def names(self) -> list[str]:
-        """Return the people who have a profile or recordings here."""
-        people = {p.parent.name for kind in ("versions", "recordings") for p in self.folder.glob(f"*/{kind}")}
-        return sorted(name for name in people if _NAME.fullmatch(name))
+        """Return the people who have a profile for this bundle, or recordings."""
+        profiled = {path.parent.name for path in self.folder.glob("*/versions")}
+        return sorted({*self.recorded(), *(name for name in profiled if is_name(name))})
 
     def all(self) -> list[Profile]:
-        """Return the current version of every profile that has one."""
-        return [self.get(name) for name in self.names() if (self.folder / name / "current").exists()]
+        """Return the current version of every profile that has one; damaged ones are left out."""
+        readable = []
+        for name in self.names():
+            with suppress(ProfileError):
+                readable += [self.get(name)] if self.has(name) else []
+        return readable
 
     def get(self, name: str) -> Profile:
         """Return the current version of a profile.
@@ -71,17 +73,24 @@ class ProfileStore:
         Raises:
             ProfileError: no such profile for this bundle, or it is damaged.
         """
-        current = self.person(name) / "current"
-        if not current.exists():
+        if not self.has(name):
             known = ", ".join(self.names()) or "none"
             raise ProfileError(f"no profile {name!r} for this bundle, there are: {known}; `whisperfold enroll {name}`")
-        return Profile.read(name, self.person(name) / "versions" / current.read_text(encoding="utf-8").strip())
+        return Profile.read(name, self.person(name) / "versions" / self._current(name))
 
     def versions(self, name: str) -> list[Profile]:
-        """Return all kept versions of a profile, the oldest first, refused ones too."""
-        folder = self.person(name) / "versions"
-        found = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
-        return [Profile.read(name, self.person(name) / "versions" / version) for version in found]
+        """Return all kept versions of a profile, the oldest first, refused ones too; damaged ones are left out."""
+        readable = []
+        for folder in self._version_folders(name):
+            with suppress(ProfileError):  # one can roll back, or enroll again, over a damaged one
+                readable.append(Profile.read(name, folder))
+        return readable
+
+    def active_name(self) -> str:
+        """Return whose profile is in use, as the file has it, damaged or not; "" is nobody's."""
+        path = self.folder / "active"
+        with refusal_as(ProfileError, path):
+            return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
 
     def active(self) -> Profile | None:
         """Return the profile in use; None is the bundle as it is.
@@ -89,61 +98,39 @@ class ProfileStore:
         Raises:
             ProfileError: it is damaged.
         """
-        path = self.folder / "active"
-        name = path.read_text(encoding="utf-8").strip() if path.exists() else ""
-        return self.get(name) if name and (self.person(name) / "current").exists() else None
+        name = self.active_name()
+        return self.get(name) if name and self.has(name) else None
 
     def use(self, name: str | None) -> None:
         """Put a profile in use, None: the bundle as it is.
 
         Raises:
-            ProfileError: no such profile, or damaged weights.
+            ProfileError: no such profile, damaged weights, or the disk refuses.
         """
         if name is not None:
             self.get(name).weights()
-        with exclusive(private_dir(self.folder) / ".lock"):
-            sweep(self.folder)
+        with _switching(self.folder):
+            if name is not None and not self.has(name):  # deleted while its weights were checked
+                self.get(name)
             _write_line(self.folder / "active", name or "")
 
     def person(self, name: str) -> Path:
-        """Return the folder of a name, which need not exist.
+        """Return the folder of what this bundle has learned of a person, which need not exist.
 
         Raises:
             ProfileError: not a name.
         """
-        if not _NAME.fullmatch(name) or name in _RESERVED:
-            raise ProfileError(f"profile name {name!r}: expected letters, digits, '.', '-' and '_', at most 64")
-        return self.folder / name
+        return self.folder / check_name(name)
 
     def known(self, name: str) -> Path:
-        """Return the folder of a person who has something here.
+        """Return the home of a person who has something here, for whatever bundle.
 
         Raises:
             ProfileError: nothing of that name.
         """
-        if not self.person(name).is_dir():
+        if not self.folders(name):
             raise ProfileError(f"no profile {name!r} for this bundle, there are: {', '.join(self.names()) or 'none'}")
-        return self.person(name)
-
-    @contextmanager
-    def locked(self, name: str) -> Iterator[None]:
-        """Keep other processes from changing the same person, and remove what killed ones left half made.
-
-        Raises:
-            ProfileError: another process does.
-        """
-        person = private_dir(self.person(name))
-        try:
-            with exclusive(person / ".lock", wait=False):
-                for folder in (person, person / "recordings", person / "state", person / "versions"):
-                    sweep(folder)
-                yield
-        except BlockingIOError:
-            raise ProfileError(f"{name} is being enrolled by another process; wait for it") from None
-
-    def recordings(self, name: str) -> RecordingStore:
-        """Return the recordings of a person; errors as `said`."""
-        return RecordingStore(self.person(name) / "recordings", self.said(name))
+        return self.home(name)
 
     def read_report(self, profile: Profile) -> str:
         """Return the page of a version; errors as `said`, and ProfileError if it is gone."""
@@ -152,52 +139,18 @@ class ProfileStore:
         except OSError as error:
             raise ProfileError(f"{profile.report}: {error.strerror}; enroll again") from error
 
-    def said(self, name: str) -> PlainFiles:
-        """Return what reads and writes recordings and reports of a person.
-
-        Raises:
-            ProfileError: they are sealed, and not unlocked.
-        """
-        if self.is_encrypted(name) and name not in self._unlocked:
-            raise ProfileError(f"{name}: recordings and reports are encrypted; unlock them with the passphrase")
-        return self._unlocked.get(name, PlainFiles())
-
-    def is_encrypted(self, name: str) -> bool:
-        """Whether recordings and reports of a person are sealed."""
-        return (self.person(name) / VAULT).exists()
-
-    def unlock(self, name: str, passphrase: str) -> None:
-        """Open recordings and reports for this store object; errors as `open_vault`."""
-        self._unlocked[name] = open_vault(self.person(name), passphrase)
-
-    def encrypt(self, name: str, passphrase: str) -> None:
-        """Seal recordings and reports, those to come too; after a kill the same again goes on.
-
-        Raises:
-            ProfileError: a wrong or a short passphrase, or no `cryptography`.
-        """
-        with self.locked(name):
-            make = open_vault if self.is_encrypted(name) else create_vault
-            self._unlocked[name] = make(self.person(name), passphrase)
-            convert(self.person(name), self.said(name), self.said(name))
-
-    def decrypt(self, name: str) -> None:
-        """Unseal what was unlocked, for good; errors as `said`."""
-        with self.locked(name):
-            convert(self.person(name), self.said(name), PlainFiles())
-            (self.person(name) / VAULT).unlink(missing_ok=True)
-            self._unlocked.pop(name, None)
-
     def add(
         self, name: str, adapter: Adapter, weights: Mapping[str, np.ndarray], facts: Mapping[str, Any], report: str
     ) -> Profile:
-        """Write a new version; it is not in use yet.
+        """Write a new version, and forget the oldest; it is not in use yet.
 
         Raises:
             ProfileError: it cannot be written; what was there stays.
         """
-        folder = private_dir(self.person(name) / "versions")
-        number = 1 + max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
+        folder, said = self.person(name) / "versions", self.said(name)
+        with refusal_as(ProfileError, folder):
+            private_dir(folder)
+        number = 1 + max((int(p.name) for p in self._version_folders(name) if p.name.isdigit()), default=0)
         target = folder / f"{number:04d}"
         fresh = fresh_path(target)
         content = save(dict(weights))
@@ -206,7 +159,7 @@ class ProfileStore:
         files = [
             ("weights.safetensors", content),
             ("adapter.safetensors", adapter.to_bytes()),
-            self.said(name).sealed("report.html", report.encode()),
+            said.sealed(target / "report.html", report.encode()),
             ("profile.json", (json.dumps(facts, indent=1) + "\n").encode()),
         ]
         try:
@@ -219,14 +172,13 @@ class ProfileStore:
         except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
             raise ProfileError(f"{target}: not written ({error.strerror or error}); free space") from error
-        return Profile.read(name, self.person(name) / "versions" / target.name)
+        self._forget_old(name)
+        return Profile.read(name, target)
 
     def promote(self, profile: Profile) -> None:
         """Make a version the current one of its profile, and forget the oldest."""
         _write_line(self.person(profile.name) / "current", profile.version)
-        for old in self.versions(profile.name)[:-KEPT_VERSIONS]:
-            if old.version != profile.version:
-                shutil.rmtree(old.folder, ignore_errors=True)
+        self._forget_old(profile.name)
 
     def rollback(self, name: str) -> Profile:
         """Go back to the promoted version before the current one, and return it.
@@ -234,39 +186,101 @@ class ProfileStore:
         Raises:
             ProfileError: there is none.
         """
-        current = (self.person(name) / "current").read_text(encoding="utf-8").strip() if self.has(name) else ""
-        older = [p for p in self.versions(name) if p.version < current and p.facts.get("promoted")]
-        if not older:
-            raise ProfileError(f"{name}: no earlier version; `whisperfold profiles use none` takes the bundle as it is")
-        older[-1].weights()
+        check_name(name)
+        if not self.has(name):
+            self.get(name)
         with self.locked(name):
-            _write_line(self.person(name) / "current", older[-1].version)
-        return older[-1]
+            older = self._promoted_before(name, self._current(name))
+            if older is None:
+                raise ProfileError(
+                    f"{name}: no earlier version; `whisperfold profiles use none` takes the bundle as it is"
+                )
+            older.weights()
+            _write_line(self.person(name) / "current", older.version)
+        return older
 
     def has(self, name: str) -> bool:
         """Whether a profile has a current version."""
         return (self.person(name) / "current").exists()
 
     def delete(self, name: str, with_recordings: bool = False) -> None:
-        """Remove a profile, and its recordings if wanted; the bundle as it is takes over if it was in use.
+        """Remove a profile; the bundle as it is takes over if it was in use.
+
+        Args:
+            name: of the person.
+            with_recordings: the person is removed everywhere: recordings, and the profiles for other bundles.
 
         Raises:
             ProfileError: nothing of that name, it is being enrolled, or the disk does not let it go.
         """
-        person = self.known(name)
-        active = self.folder / "active"
+        home, person = self.known(name), self.person(name)
+        with self.locked(name):
+            keeps_home = not with_recordings and any(home.glob("recordings/*"))
+            learned = [folder for folder in self.folders(name) if folder != home]
+            for folder in learned if with_recordings else [person]:
+                if folder.exists():
+                    _delete_profile(folder)
+            if not (keeps_home or self.folders(name) != [home]):
+                _delete_tree(home)
+
+    def _current(self, name: str) -> str:
+        """The version that `current` names; ProfileError if it is damaged."""
+        path = self.person(name) / "current"
         try:
-            with self.locked(name):
-                if active.exists() and active.read_text(encoding="utf-8").strip() == name:
-                    self.use(None)
-                (person / "current").unlink(missing_ok=True)
-                keeps_recordings = not with_recordings and any(person.glob("recordings/*"))
-                for folder in (person / "versions", person / "state") if keeps_recordings else (person,):
-                    if folder.exists():
-                        shutil.rmtree(folder)
-            sync_dir(self.folder)
-        except OSError as error:
-            raise ProfileError(f"{person}: not deleted ({error}); delete it by hand") from error
+            version = path.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise ProfileError(f"{path}: damaged ({error}); enroll again") from error
+        if not version.isdigit():
+            raise ProfileError(f"{path}: damaged ({version[:20]!r} is no version); enroll again")
+        return version
+
+    def _version_folders(self, name: str) -> list[Path]:
+        """Folders of the kept versions, the oldest first."""
+        return sorted(path for path in self.person(name).glob("versions/*") if not path.name.startswith("."))
+
+    def _promoted_before(self, name: str, version: str) -> Profile | None:
+        """The newest version before another one that was taken."""
+        older = [p for p in self.versions(name) if p.version < version and p.facts.get("promoted")]
+        return older[-1] if older else None
+
+    def _forget_old(self, name: str) -> None:
+        """Remove all versions but the current one, the one that a rollback takes, and the newest."""
+        folders = self._version_folders(name)
+        kept = {folder.name for folder in folders[-KEPT_VERSIONS:]}
+        with suppress(ProfileError):  # without a current one there is nothing to go back from
+            current = self._current(name)
+            before = self._promoted_before(name, current)
+            kept |= {current} | ({before.version} if before else set())
+        for folder in folders:
+            if folder.name not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _switching(bundle_folder: Path) -> Iterator[None]:
+    """Hold what decides which profile of a bundle is in use."""
+    with refusal_as(ProfileError, bundle_folder), exclusive(private_dir(bundle_folder) / ".lock"):
+        sweep(bundle_folder)
+        yield
+
+
+def _delete_profile(person: Path) -> None:
+    """Remove what a bundle has learned of a person, who is not in use from then on."""
+    active = person.parent / "active"
+    with _switching(person.parent):
+        if active.exists() and active.read_bytes().strip() == person.name.encode():
+            _write_line(active, "")
+        (person / "current").unlink(missing_ok=True)
+    _delete_tree(person)
+
+
+def _delete_tree(folder: Path) -> None:
+    """Remove a folder; ProfileError if the disk does not let it go."""
+    try:
+        shutil.rmtree(folder)
+        sync_dir(folder.parent)
+    except OSError as error:
+        raise ProfileError(f"{folder}: not deleted ({error}); delete it by hand") from error
 
 
 def _write_line(path: Path, line: str) -> None:

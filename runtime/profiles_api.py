@@ -27,7 +27,7 @@ from whisperfold.runtime.recognizer import Recognizer
 _MAX_BODY_BYTES = 1024
 _SHOWN = ("created", "owner", "canary", "recordings")
 """Of a profile's facts."""
-_REPORT_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"}
+REPORT_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
 """The report brings its style with it, and nothing else."""
 
 
@@ -55,7 +55,7 @@ async def _report(request: Request) -> Response:
         _check_known(store, request.path_params["name"])
         return store.read_report(store.get(request.path_params["name"]))
 
-    return HTMLResponse(await asyncio.to_thread(read), headers=_REPORT_HEADERS)
+    return HTMLResponse(await asyncio.to_thread(read), headers=REPORT_HEADERS)
 
 
 async def _delete(request: Request) -> Response:

@@ -36,19 +36,14 @@ def list_profiles(
     import json
 
     store = _store(bundle, root)
-    active = store.active()
-    name = active.name if active else None
+    active = store.active_name()
     if as_json:
-        rows = [{"name": p.name, "active": p.name == name, "version": p.version, **p.facts} for p in store.all()]
+        rows = [{"name": p.name, "active": p.name == active, "version": p.version, **p.facts} for p in store.all()]
         typer.echo(json.dumps(rows, ensure_ascii=False))
         return
-    for profile in store.all():
-        owner = profile.facts["owner"]
-        star = "*" if profile.name == name else " "
-        figures = f"WER {owner['before']:.1f} -> {owner['after']:.1f} %, {profile.facts['recordings']} recordings"
-        typer.echo(f"{star} {profile.name}  {profile.version}  {profile.facts['created'][:10]}  {figures}")
-    for other in set(store.names()) - {profile.name for profile in store.all()}:
-        typer.echo(f"  {other}  recordings only; `whisperfold enroll {other} --resume`")
+    for name in store.names():
+        star = "*" if name == active and store.has(name) else " "
+        typer.echo(f"{star} {name}  {_figures(store, name)}")
 
 
 @profiles.command()
@@ -146,11 +141,11 @@ def decrypt(
 @profiles.command()
 def delete(
     name: NameArgument,
-    with_recordings: Annotated[bool, typer.Option("--with-recordings", help="The recordings too, for good.")] = False,
+    with_recordings: Annotated[bool, typer.Option("--with-recordings", help="All of the person, for good.")] = False,
     bundle: BundleOption = None,
     root: ProfilesOption = None,
 ) -> None:
-    """Delete a profile; its recordings stay unless they are named."""
+    """Delete a profile; --with-recordings: the person, with recordings and the profiles for all bundles."""
     _store(bundle, root).delete(name, with_recordings)
     say(f"{name}: deleted{'' if with_recordings else '; recordings, if any, are kept (--with-recordings)'}")
 
@@ -181,6 +176,21 @@ def ask_passphrase(name: str, file: Path | None, is_new: bool = False) -> str:
     if not sys.stdin.isatty():
         raise ProfileError(f"{name}: asking for the passphrase needs a terminal; or give --passphrase-file")
     return str(typer.prompt(f"Passphrase of {name}", hide_input=True, confirmation_prompt=is_new, err=True))
+
+
+def _figures(store: "ProfileStore", name: str) -> str:
+    """What the list says of a person; somebody's damage must not hide the others."""
+    if not store.has(name):
+        if name in store.recorded():
+            return f"recordings only; `whisperfold enroll {name} --resume` learns from them for this bundle"
+        return f"no version was taken; `whisperfold enroll {name}`"
+    try:
+        profile = store.get(name)
+        owner, n = profile.facts["owner"], profile.facts["recordings"]
+        figures = f"WER {owner['before']:.1f} -> {owner['after']:.1f} %, {n} recordings"
+        return f"{profile.version}  {profile.facts['created'][:10]}  {figures}"
+    except (ProfileError, KeyError, TypeError, ValueError):
+        return f"damaged; `whisperfold profiles rollback {name}`, or enroll again"
 
 
 def _write(path: Path, text: str) -> None:

@@ -112,13 +112,17 @@ class Recognizer:
         return self._weights.profile
 
     def status(self) -> dict[str, Any]:
-        """Return what /health tells: weights, profile, waiting, running, streams, error of the last load."""
+        """Return what /health tells: weights, profile, waiting, running, streams, error of the last load.
+
+        "held_back" is the profile or bundle that the error is about, if older weights go on without it.
+        """
         profile = self.profile
         return {
             "bundle": self.name,
             "profile": {"name": profile.name, "version": profile.version} if profile else None,
             "loaded": self._weights.is_loaded,
             "error": self._weights.error,
+            "held_back": self._weights.held_back,
             "workers": self._n_workers,
             "running": self._workers.running,
             "waiting": self._workers.waiting,
@@ -194,6 +198,16 @@ class Recognizer:
                 work.stop.set()
                 with suppress(BusyError):  # the threads have left: nobody else holds the file
                     self._workers.submit(BULK, work.close)
+
+    async def aside(self, work: Callable[[Transcriber], _Result]) -> _Result:
+        """Run a function with the weights of now in the place of a clip, when nothing more urgent waits.
+
+        Raises:
+            BusyError: too many are waiting.
+        """
+        with self._admission():
+            transcriber = await self.load()
+            return await self.run(BULK, lambda: work(transcriber))
 
     async def open_stream(self, options: StreamOptions | None = None, **decoding: Any) -> LiveStream:
         """Open a live stream; end it with `finish` or `abandon`.

@@ -24,7 +24,7 @@ import soundfile as sf
 from whisperfold.runtime.audio import SAMPLE_RATE, load_audio
 from whisperfold.runtime.encryption import PlainFiles
 from whisperfold.runtime.errors import AudioError, EnrollmentError
-from whisperfold.runtime.files import private_dir
+from whisperfold.runtime.files import private_dir, refusal_as
 
 if TYPE_CHECKING:
     from whisperfold.runtime.transcribe import Transcriber
@@ -34,6 +34,8 @@ PROMPTS = Path(__file__).parent / "prompts"
 CONFIDENT_LOGPROB = -0.25
 """Mean log probability per token above which the model's own text is learned from."""
 SELF_MIN_WORDS = 3
+SELF = "self"
+"""The kind of such a recording."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,15 @@ class RecordingStore:
         """Return what is kept, in order.
 
         Raises:
-            EnrollmentError: the manifest is damaged.
+            EnrollmentError: the manifest is damaged, or cannot be read.
             ProfileError: it is sealed.
         """
         path = self.folder / "manifest.jsonl"
         if not self._files.find(path).exists():
             return []
         try:
-            lines = self._files.read(path).decode().split("\n")
+            with refusal_as(EnrollmentError, path):
+                lines = self._files.read(path).decode().split("\n")
             return [Recording(**json.loads(line)) for line in lines if line]
         except (ValueError, TypeError) as error:
             raise EnrollmentError(f"{path}: damaged ({error}); record again, or mend it by hand") from error
@@ -100,30 +103,40 @@ class RecordingStore:
             raise AudioError(f"{path}: {error}") from error
 
     def add(self, samples: np.ndarray, text: str, kind: str = "read") -> Recording | None:
-        """Keep a recording; None if it is there already, with this text.
+        """Keep a recording; None if the same samples are there already, whatever their text.
 
         Args:
             samples: float32 (n,), mono, 16 kHz.
             text: what is said.
             kind: see the module.
+
+        Raises:
+            EnrollmentError: the disk refuses.
         """
         pcm = np.round(np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2")
         digest, kept = hashlib.sha256(pcm.tobytes()).hexdigest()[:32], self.all()
         if any(item.digest == digest for item in kept):
             return None
-        private_dir(self.folder)
         number = 1 + max((int(Path(item.file).stem) for item in kept), default=0)
         recording = Recording(f"{number:04d}.flac", text, round(samples.size / SAMPLE_RATE, 3), kind, digest)
         audio = io.BytesIO()
         sf.write(audio, pcm, SAMPLE_RATE, "PCM_16", format="FLAC")
-        self._files.write(self.folder / recording.file, audio.getvalue())
-        self._write([*kept, recording])
+        with refusal_as(EnrollmentError, self.folder):
+            private_dir(self.folder)
+            self._files.write(self.folder / recording.file, audio.getvalue())
+            self._write([*kept, recording])
         return recording
 
     def remove(self, recording: Recording) -> None:
-        """Delete a recording."""
-        self._write([item for item in self.all() if item.file != recording.file])
-        self._files.remove(self.folder / recording.file)
+        """Delete a recording: the sound first, so that after a kill there is none that no line names.
+
+        Raises:
+            EnrollmentError: the disk refuses.
+        """
+        kept = [item for item in self.all() if item.file != recording.file]
+        with refusal_as(EnrollmentError, self.folder):
+            self._files.remove(self.folder / recording.file)
+            self._write(kept)
 
     def _write(self, kept: list[Recording]) -> None:
         """Replace the manifest."""
@@ -153,7 +166,7 @@ def read_source(path: Path) -> Iterator[Candidate]:
             raise EnrollmentError(f"{path}: no audio files and no .jsonl; expected recordings with their texts")
         for file in files:
             text = file.with_suffix(".txt")
-            yield Candidate(file.name, load_audio(file), text.read_text("utf-8").strip() if text.exists() else None)
+            yield Candidate(file.name, load_audio(file), " ".join(_read(text).split()) if text.exists() else None)
         return
     if not path.exists():
         raise EnrollmentError(f"{path}: no such file or folder; expected a .jsonl or a folder of recordings")
@@ -162,17 +175,26 @@ def read_source(path: Path) -> Iterator[Candidate]:
 
 def _read_manifest(path: Path) -> Iterator[Candidate]:
     """Lines of JSON with audio and text."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_read(path).splitlines(), 1):
         if not line.strip():
             continue
         try:
             item: dict[str, Any] = json.loads(line)
-            audio, text = item["audio"], item.get("text")
+            audio, text = Path(item["audio"]), item.get("text")
+            text = " ".join(text.split()) if text is not None else None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EnrollmentError(
                 f'{path}:{number}: {error!r}; expected {{"audio": "clip.wav", "text": "what is said"}}'
             ) from error
-        yield Candidate(Path(audio).name, load_audio(path.parent / audio), text)
+        yield Candidate(audio.name, load_audio(path.parent / audio), text)
+
+
+def _read(path: Path) -> str:
+    """A file of texts."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EnrollmentError(f"{path}: not readable ({error}); expected UTF-8") from error
 
 
 def label(candidate: Candidate, transcriber: Transcriber, language: str | None = None) -> list[Candidate]:
@@ -188,7 +210,7 @@ def label(candidate: Candidate, transcriber: Transcriber, language: str | None =
         if segment.avg_logprob < CONFIDENT_LOGPROB or len(segment.text.split()) < SELF_MIN_WORDS:
             continue
         samples = candidate.samples[int(segment.start_s * SAMPLE_RATE) : int(segment.end_s * SAMPLE_RATE)]
-        found.append(Candidate(f"{candidate.name}@{segment.start_s:.1f}", samples, segment.text, "self"))
+        found.append(Candidate(f"{candidate.name}@{segment.start_s:.1f}", samples, segment.text, SELF))
     return found
 
 

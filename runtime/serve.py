@@ -31,6 +31,7 @@ from starlette.staticfiles import StaticFiles
 
 from whisperfold.runtime import http_api
 from whisperfold.runtime.captions_socket import captions
+from whisperfold.runtime.enroll import EnrollOptions
 from whisperfold.runtime.enroll_api import enroll_routes
 from whisperfold.runtime.enroll_job import EnrollJob
 from whisperfold.runtime.errors import WhisperfoldError
@@ -94,7 +95,8 @@ def create_app(
     )
     app.state.config, app.state.recognizer, app.state.metrics = config, recognizer, metrics
     app.state.microphone = microphone
-    app.state.enroll_job = EnrollJob(recognizer)
+    enrollment = EnrollOptions(threads=config.threads, max_memory_mb=config.enroll_max_memory_mb)
+    app.state.enroll_job = EnrollJob(recognizer, enrollment, config.enroll_nice)
     app.state.stopping = asyncio.Event()
     return app
 

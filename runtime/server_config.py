@@ -32,6 +32,8 @@ NEED_RESTART = (
     "chunk_s",
     "max_waiting",
     "idle_unload_s",
+    "enroll_max_memory_mb",
+    "enroll_nice",
     "allowed_origins",
 )
 """Fields that a running server cannot change; SIGHUP keeps the old value and says so."""
@@ -93,6 +95,10 @@ class ServerConfig:
     """A connection that neither sends nor takes anything for this long is closed, seconds."""
     idle_unload_s: float | None = None
     """Drop the weights after this long without work, seconds; none keeps them."""
+    enroll_max_memory_mb: int = 1500
+    """What an adaptation may take, MB; recordings that would need more are left out. It takes `threads` as well."""
+    enroll_nice: int = 10
+    """Priority of an adaptation: 0 is that of captions, 19 gives way to everything."""
     shutdown_s: float = 20.0
     """Running work gets this long at SIGTERM, seconds."""
     log_transcripts: bool = False
@@ -172,6 +178,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_buffer_s": (1.0, 600.0),
     "idle_timeout_s": (0.05, 86400.0),
     "idle_unload_s": (0.05, 86400.0),
+    "enroll_max_memory_mb": (400, 10**6),
+    "enroll_nice": (0, 19),
     "shutdown_s": (0.0, 600.0),
 }
 """Lowest and highest value of the numbers."""

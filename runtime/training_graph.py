@@ -46,7 +46,7 @@ class TrainingGraph:
         Args:
             bundle: with an "adapt" section.
             threads: of one run.
-            language: of the recordings, for multilingual bundles.
+            language: of the recordings; needed by multilingual bundles.
 
         Raises:
             EnrollmentError: the bundle has no training graph.
@@ -56,7 +56,8 @@ class TrainingGraph:
         matrices(bundle)
         self.bundle = bundle
         self._tokenizer = Tokenizer(bundle.file("tokenizer.json"), bundle.tokens)
-        self._start = self._tokenizer.sot_sequence(language if bundle.tokens.multilingual else None)
+        self.start = tuple(self._tokenizer.sot_sequence(language))
+        """The sot sequence, with the language."""
         try:
             self._session = ort.InferenceSession(
                 str(bundle.file(GRAPH)), _options(threads), providers=["CPUExecutionProvider"]
@@ -85,13 +86,13 @@ class TrainingGraph:
     def _feed(self, samples: np.ndarray, text: str, adapter: Adapter) -> Mapping[str, Any]:
         """Inputs of the graph, batch of one; the sot sequence itself is not learned."""
         ids = self._tokenizer.encode(" " + text.strip())
-        tokens = [*self._start, *ids]
+        tokens = [*self.start, *ids]
         if len(tokens) > self.bundle.dims.n_text_ctx:
             raise EnrollmentError(
                 f"a text of {len(ids)} tokens, the model holds {self.bundle.dims.n_text_ctx}; cut the recording"
             )
         weights = np.ones((1, len(tokens)), np.float32)
-        weights[:, : len(self._start) - 1] = 0.0
+        weights[:, : len(self.start) - 1] = 0.0
         return {
             "mel": log_mel(pad(samples, self.bundle.window), self.bundle.dims.n_mels)[None],
             "tokens": np.array([tokens], np.int64),

@@ -61,7 +61,8 @@ class Weights:
         self._speaker = Speaker(ProfileStore(self.bundle, profiles), speaker)
         if speaker is not None:
             self._speaker.profile()
-        self.error: str | None = None
+        self.error: str | None = None  # of the last load
+        self.held_back: str | None = None  # "profile" or "bundle": it could not be loaded, and the old one goes on
         self._loaded: Transcriber | None = None
         self._seen = self._speaker.in_use()  # when the weights were loaded
         self._is_checked = False
@@ -185,9 +186,14 @@ class Weights:
             bundle, speaker, seen, fresh = await asyncio.to_thread(self._read, path)
         except (BundleError, ProfileError) as error:
             self.error = str(error)
+            if self._loaded is None:
+                self.held_back = None
+            else:
+                self.held_back = "profile" if isinstance(error, ProfileError) else "bundle"
             raise
         self._path, self.bundle, self._speaker = path, bundle, speaker
-        self._loaded, self._seen, self.error, self._is_checked = fresh, seen, None, True
+        self._loaded, self._seen, self._is_checked = fresh, seen, True
+        self.error = self.held_back = None
         give_back()
         _LOG.info(
             "event=loaded bundle=%s profile=%s load_s=%.3f",

@@ -93,7 +93,12 @@ export class VoiceView {
     this.name = person.name;
     if (person.adaptation.state === "running") {
       this.show("learn");
-      await this.learning.watch(name);
+      try {
+        await this.learning.watch(name);
+      } catch (error) {
+        this.show("start");
+        throw error;
+      }
       return;
     }
     this.read.open(person, this.planned, this.planned.language);

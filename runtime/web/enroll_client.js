@@ -5,7 +5,18 @@ import { NEED_TOKEN, askForToken, authorization, pageUrl } from "./connection.js
 const RETRY_MS = 2000;
 
 /** A request that was refused or not answered; the message says why. */
-export class EnrollProblem extends Error {}
+export class EnrollProblem extends Error {
+  /** @param status of the server's answer; 0 is none. */
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+
+  /** Whether the same request may succeed a moment later. */
+  get isPassing() {
+    return this.status === 0 || this.status >= 500;
+  }
+}
 
 /** Ask the server; a missing token is asked for. Resolves to the response, whose status is good. */
 export async function ask(method, path, body) {
@@ -25,7 +36,7 @@ export async function ask(method, path, body) {
     if (answer.ok) return answer;
     if (NEED_TOKEN.includes(answer.status) && (await askForToken())) continue;
     const said = await answer.json().catch(() => null);
-    throw new EnrollProblem(said?.error?.message ?? `The server answered with status ${answer.status}.`);
+    throw new EnrollProblem(said?.error?.message ?? `The server answered with status ${answer.status}.`, answer.status);
   }
 }
 
@@ -38,12 +49,19 @@ export function personPath(name, rest = "") {
   return `v1/enroll/${encodeURIComponent(name)}${rest}`;
 }
 
-/** Call onState with each state of an adaptation, until it has ended; a lost connection is made again. */
+/** Call onState with each state of an adaptation, until it has ended; a lost connection is made again.
+ *
+ * A server that refuses has its reason, for example a token that nobody gives: that is thrown.
+ */
 export async function followAdaptation(name, onState) {
   for (;;) {
-    const answer = await ask("GET", personPath(name, "/adapt/events")).catch(() => null);
-    const last = answer && (await readEvents(answer.body, onState).catch(() => null));
-    if (last && last.state !== "running") return;
+    try {
+      const answer = await ask("GET", personPath(name, "/adapt/events"));
+      const last = await readEvents(answer.body, onState);
+      if (last && last.state !== "running") return;
+    } catch (error) {
+      if (error instanceof EnrollProblem && !error.isPassing) throw error;
+    }
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }
 }

@@ -3,6 +3,11 @@
 import { askJson } from "./enroll_client.js";
 import { button } from "./enroll_record.js";
 
+const PROBLEMS = {
+  encrypted: "encrypted: go on at the terminal",
+  damaged: "recordings are damaged: mend them at the terminal, or delete them",
+};
+
 const by = (id) => document.getElementById(id);
 
 export class People {
@@ -19,8 +24,8 @@ export class People {
     if (!items.length) by("people").append(line("None yet."));
   }
 
-  item({ name, recordings }, profile, isUsed) {
-    const facts = [recordings === null ? "encrypted" : `${recordings} recordings`];
+  item({ name, recordings, problem }, profile, isUsed) {
+    const facts = [problem ? PROBLEMS[problem] : `${recordings} recordings`];
     if (profile) facts.push(`errors ${profile.owner.before.toFixed(1)} \u2192 ${profile.owner.after.toFixed(1)} %`);
     if (isUsed) facts.push("in use");
     const item = line("");
@@ -32,7 +37,7 @@ export class People {
     detail.className = "hint grow";
     item.append(title, detail);
     const { tried, onOpen } = this.handlers;
-    item.append(button("Continue", `Continue: ${name}`, () => tried(() => onOpen(name))));
+    if (!problem) item.append(button("Continue", `Continue: ${name}`, () => tried(() => onOpen(name))));
     if (profile) {
       const label = isUsed ? "Stop using" : "Use";
       item.append(button(label, `${label}: ${name}`, () => tried(() => this.use(isUsed ? null : name))));

@@ -33,7 +33,7 @@ from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.enroll import EnrollOptions, enroll
 from whisperfold.runtime.errors import EnrollmentError
 from whisperfold.runtime.profiles import ProfileStore
-from whisperfold.runtime.recordings import RecordingStore, read_source
+from whisperfold.runtime.recordings import read_source
 from whisperfold.runtime.transcribe import Transcriber
 
 PARTS = ("curve", "recipes", "speakers")
@@ -91,7 +91,7 @@ def run_one(run: dict[str, Any], bundle_path: Path, threads: int) -> dict[str, A
     with tempfile.TemporaryDirectory() as root:
         bundle = Bundle.open(bundle_path)
         store = ProfileStore(bundle, Path(root))
-        recordings = RecordingStore(store.person("owner") / "recordings")
+        recordings = store.recordings("owner")
         for item in read_source(Path(run["source"])):
             recordings.add(item.samples, item.text or "", item.kind)
         transcriber = Transcriber.open(bundle_path, threads)

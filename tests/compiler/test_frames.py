@@ -35,7 +35,7 @@ def distance(uncut: Whisper, cut: Whisper, lesson: Lesson) -> float:
     """Relative distance of the encoders' outputs on a lesson."""
     mel = mel_window(lesson.samples, len(lesson.samples), uncut.dims.n_mels)[None]
     expected, found = (hidden_states(model.encoder, mel)[-1] for model in (uncut, cut))
-    return float((found - expected).detach().norm() / (expected - expected.mean(1, keepdim=True)).norm())
+    return float(((found - expected).norm() / (expected - expected.mean(1, keepdim=True)).norm()).detach())
 
 
 def test_the_frames_come_nearer(tiny_model: Whisper, cut: Whisper, lessons: list[Lesson], tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def test_the_unit_and_the_default_settings_agree():
     assert unit["StateDirectory"] == ["whisperfold"]  # %S/whisperfold/profiles is where the daemon looks for profiles
     assert unit["IPAddressAllow"] == ["localhost"]
     assert unit["DeviceAllow"] == ["char-alsa rw"]
+    assert unit["OOMPolicy"] == ["continue"]  # an adaptation that is killed for its memory leaves the service running
 
 
 def confined(unit: Path, *command: str) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.errors import ConfigError, EnrollmentError
 from whisperfold.runtime.optimizer import AdamW, schedule
 from whisperfold.runtime.training_graph import Lesson, TrainingGraph
+from whisperfold.runtime.windows import max_samples
 
 OPTIONS = AdaptationOptions(rank=2, alpha=4.0, epochs=3, batch=2, learning_rate=2e-3, replay_share=0.5)
 
@@ -77,9 +79,7 @@ def test_it_learns_new_words_and_reports(graph: TrainingGraph, lessons: list[Les
     assert after < losses[0]
 
 
-def test_a_killed_run_ends_where_a_whole_one_does(
-    graph: TrainingGraph, lessons: list[Lesson], tmp_path: Path
-) -> None:
+def test_a_killed_run_ends_where_a_whole_one_does(graph: TrainingGraph, lessons: list[Lesson], tmp_path: Path) -> None:
     whole = Adaptation(graph, lessons, lessons[:1], lessons[1:2], OPTIONS).run()
     checkpoint = tmp_path / "run.safetensors"
 
@@ -114,7 +114,7 @@ class FakeGraph:
     """Held-out losses from a list; gradients of one."""
 
     def __init__(self, bundle: Bundle, held_out: list[float]) -> None:
-        self.bundle, self._losses = bundle, iter(held_out)
+        self.bundle, self.start, self._losses = bundle, (0,), iter(held_out)
 
     def run(self, samples, text, adapter, trained):
         if not trained:
@@ -159,3 +159,53 @@ def test_impossible_options_and_losses(bundle: Bundle, lessons: list[Lesson]) ->
         fake.run = lambda *args: (float("nan"), {})
         with pytest.raises(EnrollmentError, match="the loss is nan"):
             Adaptation(fake, lessons, (), (), OPTIONS).run()
+
+
+def test_a_full_window_is_not_slowed_down_beyond_it(bundle: Bundle, jfk: np.ndarray) -> None:
+    slow = Augmentation(speed=(0.9, 0.9), gain_db=(0.0, 0.0), noise_share=0.0)
+    for size, expected in ((jfk.size, jfk.size), (jfk.size - 8000, jfk.size), (32000, 32000 / 0.9)):
+        changed = augment(jfk[:size], slow, np.random.default_rng(0), max_samples=jfk.size)
+        assert changed.size == pytest.approx(expected, rel=1e-3) and changed.size <= jfk.size
+    assert augment(jfk, slow, np.random.default_rng(0)).size > jfk.size
+    if "adapt" not in bundle.manifest:
+        pytest.skip("the bundle has no training graph")
+    seen: list[int] = []
+    fake, longest = FakeGraph(bundle, []), max_samples(bundle.window)
+    fake.run = lambda samples, *rest: seen.append(samples.size) or FakeGraph.run(fake, samples, *rest)
+    full = [Lesson("full", np.resize(jfk, longest), "And so")]
+    Adaptation(fake, full, (), (), replace(OPTIONS, epochs=8, augmentation=slow)).run()
+    assert len(seen) == 8 and max(seen) <= longest
+
+
+def test_a_checkpoint_of_another_language_is_not_used_and_a_resumed_run_says_so(
+    bundle: Bundle, lessons: list[Lesson], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "adapt" not in bundle.manifest:
+        pytest.skip("the bundle has no training graph")
+    checkpoint, options = tmp_path / "run.safetensors", replace(OPTIONS, epochs=4)
+
+    def run(start: tuple[int, ...], die_in: int = 9) -> list[StepReport]:
+        """Steps of a run that dies in an epoch."""
+        fake, steps = FakeGraph(bundle, []), []
+        fake.start = start
+
+        def on_step(report: StepReport) -> None:
+            steps.append(report)
+            if report.epoch == die_in:
+                raise KeyboardInterrupt
+
+        with suppress(KeyboardInterrupt):
+            Adaptation(fake, lessons, (), (), options, checkpoint=checkpoint, on_step=on_step).run()
+        return steps
+
+    assert {step.resumed_share for step in run((1, 2), die_in=3)} == {0.0}
+    again = run((1, 2), die_in=3)
+    assert [(step.epoch, step.resumed_share) for step in again] == [(3, 0.75)]
+    assert run((1, 3))[0].epoch == 0
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("whisperfold.runtime.adaptation.write_atomic", full)
+    with pytest.raises(EnrollmentError, match="run.safetensors: No space left on device; free space"):
+        run((1, 4))

@@ -42,7 +42,7 @@ def fresh(bundle: Bundle, store: ProfileStore):
 
 def readable(store: ProfileStore) -> list[Path]:
     """Files in which the sentence, or the sound of it, can be read."""
-    found = [path for path in store.folder.rglob("*") if path.is_file()]
+    found = [path for path in store.root.rglob("*") if path.is_file()]
     return [path for path in found if TEXT.encode() in path.read_bytes() or path.read_bytes()[:4] == b"fLaC"]
 
 
@@ -64,12 +64,12 @@ def test_nothing_readable_stays_and_all_comes_back(store: ProfileStore, fresh, j
     assert [TEXT in again.read_report(profile) for profile in again.versions("anna")] == [True, True]
     again.recordings("anna").remove(kept[0])
     assert len(again.recordings("anna").all()) == 1
-    assert len(list((again.person("anna") / "recordings").iterdir())) == 2
+    assert len(list((again.home("anna") / "recordings").iterdir())) == 2
 
     again.decrypt("anna")
     assert len(readable(store)) == 4 and not again.is_encrypted("anna")
     assert fresh().recordings("anna").all()[0].text == TEXT
-    assert not list(store.folder.rglob("*.sealed"))
+    assert not list(store.root.rglob("*.sealed"))
 
 
 def test_without_the_passphrase_the_profile_goes_on(store: ProfileStore, fresh, jfk: np.ndarray) -> None:
@@ -92,14 +92,14 @@ def test_without_the_passphrase_the_profile_goes_on(store: ProfileStore, fresh, 
     again.delete("anna")
     assert again.is_encrypted("anna"), "the recordings still need their key"
     again.delete("anna", with_recordings=True)
-    assert not again.person("anna").exists()
+    assert not again.home("anna").exists()
 
 
 def test_a_sealed_file_that_is_read_without_a_key_says_so(store: ProfileStore, jfk: np.ndarray) -> None:
     store.encrypt("anna", PASSPHRASE)
     store.recordings("anna").add(jfk[:32000], TEXT)
     with pytest.raises(ProfileError, match="manifest.jsonl.sealed: encrypted; its passphrase is needed"):
-        encryption.PlainFiles().read(store.person("anna") / "recordings" / "manifest.jsonl")
+        encryption.PlainFiles().read(store.home("anna") / "recordings" / "manifest.jsonl")
 
 
 def test_a_kill_while_sealing_goes_on(
@@ -119,12 +119,13 @@ def test_a_kill_while_sealing_goes_on(
         patch.setattr(encryption.SealedFiles, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             store.encrypt("anna", PASSPHRASE)
-    again = fresh()
-    again.unlock("anna", PASSPHRASE)
-    assert len(again.recordings("anna").all()) == 3 and readable(again)  # half plain, half sealed, all there
+    assert readable(store), "half plain, half sealed"
     with pytest.raises(ProfileError, match="wrong passphrase"):
         fresh().encrypt("anna", "another passphrase")
-    again.encrypt("anna", PASSPHRASE)
+    with store.locked("anna"), pytest.raises(ProfileError, match="another process"):
+        fresh().unlock("anna", PASSPHRASE)
+    again = fresh()
+    again.unlock("anna", PASSPHRASE)
     assert readable(again) == [] and len(again.recordings("anna").all()) == 3
 
 
@@ -140,7 +141,7 @@ def test_damage_and_exchanged_files_are_found(store: ProfileStore, fresh, jfk: n
     one.write_bytes(content[:7])
     with pytest.raises(ProfileError, match="0001.flac.sealed: damaged"):
         recordings.load(first)
-    vault = store.person("anna") / "vault.json"
+    vault = store.home("anna") / "vault.json"
     facts = json.loads(vault.read_text())
     short = base64.b64encode(b"short").decode()
     for change in ({"n": 2**30}, {"salt": "?"}, {"kdf": "scrypt", "key": None}):
@@ -158,7 +159,7 @@ def test_short_passphrases_and_a_missing_package(store: ProfileStore, monkeypatc
     store.encrypt("anna", "pa\u0308sschen")  # a + diaeresis, as some keyboards send it
     store.unlock("anna", "p\u00e4sschen")
     with pytest.raises(ProfileError, match="already there"):
-        encryption.create_vault(store.person("anna"), PASSPHRASE)
+        encryption.create_vault(store.home("anna"), PASSPHRASE)
     for name in [name for name in sys.modules if name.startswith("cryptography")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "cryptography", None)
@@ -192,3 +193,44 @@ def test_commands(
     assert len(readable(store)) == 3
     assert main(["profiles", "encrypt", "zoe", "--passphrase-file", str(right), *where]) == 2
     assert "no profile 'zoe'" in capsys.readouterr().err
+
+
+def test_files_of_one_name_cannot_change_places(store: ProfileStore, bundle: Bundle) -> None:
+    """The report of a version that was refused is not that of the one in use."""
+    store.encrypt("anna", PASSPHRASE)
+    add(store)
+    add(store)
+    one, two = (profile.folder / "report.html.sealed" for profile in store.versions("anna"))
+    one.write_bytes(two.read_bytes())
+    with pytest.raises(ProfileError, match="report.html.sealed: damaged"):
+        store.read_report(store.versions("anna")[0])
+    assert TEXT in store.read_report(store.versions("anna")[1])
+
+
+def test_reports_of_all_bundles_are_sealed(store: ProfileStore, bundle: Bundle) -> None:
+    files = {**bundle.manifest["files"], "encoder.onnx": {"bytes": 1, "sha256": "0" * 64}}
+    other = ProfileStore(Bundle(bundle.path, {**bundle.manifest, "files": files}), store.root)
+    add(store)
+    add(other)
+    assert len(readable(store)) == 2
+    store.encrypt("anna", PASSPHRASE)
+    assert readable(store) == []
+    other.unlock("anna", PASSPHRASE)
+    assert TEXT in other.read_report(other.get("anna"))
+
+
+def test_a_full_disk_while_sealing_is_an_error_of_one_line(
+    store: ProfileStore, jfk: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.recordings("anna").add(jfk[:16000], TEXT)
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encryption, "write_atomic", full)
+        with pytest.raises(ProfileError, match="vault.json: No space left on device; free space"):
+            store.encrypt("anna", PASSPHRASE)
+    monkeypatch.setattr(encryption.SealedFiles, "write", full)
+    with pytest.raises(ProfileError, match="No space left on device; free space"):
+        store.encrypt("anna", PASSPHRASE)

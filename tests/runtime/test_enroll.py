@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from whisperfold.runtime.adaptation import AdaptationOptions, Adapted
+from whisperfold.runtime.adaptation import AdaptationOptions, Adapted, StepReport
 from whisperfold.runtime.adapter import Adapter
-from whisperfold.runtime.decision import PromotionRules, decide
+from whisperfold.runtime.decision import PromotionRules, Rematch, decide, rematch
 from whisperfold.runtime.enroll import EnrollOptions, Progress, enroll
-from whisperfold.runtime.error_rate import Comparison
+from whisperfold.runtime.error_rate import Comparison, Score
 from whisperfold.runtime.errors import ConfigError, EnrollmentError
 from whisperfold.runtime.lessons import canary_lessons, fold_numbers
 from whisperfold.runtime.profiles import ProfileStore
-from whisperfold.runtime.recordings import RecordingStore, read_source
+from whisperfold.runtime.recordings import read_source
 from whisperfold.runtime.transcribe import Transcriber
 
 QUICK = EnrollOptions(AdaptationOptions(rank=2, epochs=1), folds=2, canary_clips=1)
@@ -67,7 +68,7 @@ def store(transcriber: Transcriber, tmp_path: Path) -> ProfileStore:
 def fill(store: ProfileStore, jfk: np.ndarray, n: int, text: str | None = None, speech: bool = True) -> None:
     """Stretches of the sample clip; each is another recording by a hair."""
     stretches = [("And so, my fellow Americans,", 0, 3), ("Ask what you can do for your country.", 8, 11)]
-    recordings = RecordingStore(store.person("anna") / "recordings")
+    recordings = store.recordings("anna")
     for number in range(n):
         words, first, last = stretches[number % 2]
         samples = jfk[first * 16000 : last * 16000] * np.float32(1.0 - 0.01 * number)
@@ -151,3 +152,154 @@ def test_an_enrollment_that_is_interrupted_goes_on(
     assert store.active() is None and (store.person("anna") / "state" / "fold-0.safetensors").exists()
     outcome = enroll(store, "anna", transcriber, QUICK)
     assert ran == ["fold-0", "fold-0", "fold-1", "all"] and not outcome.decision.promoted
+
+
+def test_a_profile_that_is_better_stays() -> None:
+    facts = {"sentences": {"a": [1, 6], "b": [0, 8], "c": [4, 9], "d": [0, 3]}}
+    worse = rematch(facts, {"a": [1, 6], "b": [2, 8], "d": [9, 4], "e": [7, 7]})
+    assert worse == Rematch(1, 3, 14), "b grew worse; d has another text now, e is new"
+    rules, gain, others = PromotionRules(), comparison(12.0, 9.0), comparison(5.0, 5.0)
+    refused = decide(gain, others, rules, worse)
+    assert not refused.promoted and refused.reason.startswith(
+        "the profile in use understands you better: 1 errors in 14 words of the recordings that it knows, now 3"
+    )
+    assert decide(gain, others, rules, rematch(facts, {"a": [1, 6], "c": [4, 9]})).promoted
+    for other in (
+        {},
+        {"sentences": None},
+        {"sentences": {"x": [0, 1]}},
+        {"sentences": {"a": 3}},
+        {"sentences": {"a": []}},
+    ):
+        assert rematch(other, {"a": [1, 6]}) is None
+
+
+class NoTraining:
+    """A run of nothing; training itself is in test_adaptation."""
+
+    held_out: ClassVar[list[list[str]]] = []
+    inside: ClassVar[list[list[str]]] = []
+
+    def __init__(self, graph, lessons, held_out, *rest, **more) -> None:
+        self._bundle = graph.bundle
+        self.inside.append([lesson.name for lesson in lessons])
+        self.held_out.append([lesson.name for lesson in held_out])
+
+    def run(self) -> Adapted:
+        return Adapted(Adapter.create(self._bundle, 2), 1, 1, ({"epoch": 1.0, "loss": 1.0, "held_out_loss": 1.0},))
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> type[NoTraining]:
+    monkeypatch.setattr("whisperfold.runtime.enroll.Adaptation", NoTraining)
+    NoTraining.held_out.clear()
+    NoTraining.inside.clear()
+    return NoTraining
+
+
+def test_added_recordings_must_not_make_the_known_ones_worse(
+    store: ProfileStore,
+    transcriber: Transcriber,
+    jfk: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    no_training: type[NoTraining],
+) -> None:
+    fill(store, jfk, 12)
+    gained = comparison(10.0, 5.0)
+    monkeypatch.setattr("whisperfold.runtime.enroll.compare", lambda before, after: gained)
+    options = replace(QUICK, rules=PromotionRules(max_canary_rise=100.0))
+    first = enroll(store, "anna", transcriber, options)
+    assert first.decision.promoted and len(first.profile.facts["sentences"]) == 12
+    assert {tuple(pair) for pair in first.profile.facts["sentences"].values()} <= {(0, 5), (0, 8)}
+    assert enroll(store, "anna", transcriber, options).decision.promoted, "as good is good enough"
+    worse = hear_with_errors(1)
+    monkeypatch.setattr("whisperfold.runtime.enroll.hear", worse)
+    refused = enroll(store, "anna", transcriber, options)
+    assert refused.decision.reason.startswith("the profile in use understands you better: 0 errors in 78 words")
+    assert store.active().version == "0002"
+
+
+def hear_with_errors(n: int):
+    """Everything is heard with so many errors."""
+
+    def hear(transcriber, lessons, language, told, stage) -> list[Score]:
+        return [Score(lesson.name, lesson.text, "?", n, len(lesson.text.split())) for lesson in lessons]
+
+    return hear
+
+
+def test_the_models_own_text_is_learned_and_judges_nothing(
+    store: ProfileStore, transcriber: Transcriber, jfk: np.ndarray, no_training: type[NoTraining]
+) -> None:
+    fill(store, jfk, 10)
+    recordings = store.recordings("anna")
+    own = [
+        recordings.add(jfk[: 3 * 16000] * np.float32(0.7 - x / 100), "And so my fellow Americans,", "self").file
+        for x in range(3)
+    ]
+    outcome = enroll(store, "anna", transcriber, QUICK)
+    assert len(outcome.selection.lessons) == 13 and len(outcome.selection.before) == 10
+    assert not {item.name for item in outcome.selection.before} & set(own)
+    assert all(set(own) <= set(inside) for inside in no_training.inside)
+    assert not any(set(own) & set(held_out) for held_out in no_training.held_out)
+    assert sorted(sum(no_training.held_out, [])) == sorted(item.name for item in outcome.selection.before)
+    assert outcome.profile.facts["recordings"] == 13 and outcome.profile.facts["compared"] == 10
+
+
+def test_only_the_models_own_text_is_refused_at_once(
+    store: ProfileStore, transcriber: Transcriber, jfk: np.ndarray
+) -> None:
+    fill(store, jfk, 3)
+    for number in range(9):
+        store.recordings("anna").add(jfk[: 4 * 16000] * np.float32(0.9 - number / 100), "And so", "self")
+    told: list[Progress] = []
+    with pytest.raises(EnrollmentError, match="^3 recordings with a text that was read .* 9 with the model's own"):
+        enroll(store, "anna", transcriber, QUICK, on_progress=told.append)
+    assert told == [], "before any of them is heard"
+
+
+def test_impossible_folds() -> None:
+    for folds in (1, -1):
+        with pytest.raises(ConfigError, match=f"folds={folds}: expected 2 or more"):
+            EnrollOptions(folds=folds)
+
+
+def test_the_language_is_kept_for_the_next_time(
+    store: ProfileStore, transcriber: Transcriber, jfk: np.ndarray, no_training: type[NoTraining]
+) -> None:
+    fill(store, jfk, 3)
+    with pytest.raises(ConfigError, match="English-only"):
+        enroll(store, "anna", transcriber, replace(QUICK, language="de"))
+    assert store.language("anna") is None, "this bundle does not know it"
+    with pytest.raises(EnrollmentError, match="3 of 3"):
+        enroll(store, "anna", transcriber, replace(QUICK, language="en"))
+    assert store.language("anna") == "en"
+    (store.home("anna") / "language").write_text("de\n")
+    with pytest.raises(ConfigError, match="language 'de'"):
+        enroll(store, "anna", transcriber, QUICK)
+
+
+def test_the_time_left_does_not_count_what_was_there(
+    store: ProfileStore, transcriber: Transcriber, jfk: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of two folds goes on after the first fold and half of the second, and has taken ten seconds since."""
+    now_s = [0.0]
+
+    class Run(NoTraining):
+        def __init__(self, *rest, on_step, name: str, **more) -> None:
+            super().__init__(*rest)
+            self._on_step, self._name = on_step, name
+
+        def run(self) -> Adapted:
+            if self._name == "fold-1":
+                now_s[0] += 10.0
+                self._on_step(StepReport("fold-1", 3, 0.75, 1.0, 0.5))
+            return super().run()
+
+    monkeypatch.setattr("whisperfold.runtime.enroll.Adaptation", Run)
+    monkeypatch.setattr("whisperfold.runtime.enroll.time.monotonic", lambda: now_s[0])
+    fill(store, jfk, 12)
+    seen: list[Progress] = []
+    enroll(store, "anna", transcriber, QUICK, on_progress=seen.append)
+    (left_s,) = [progress.remaining_s for progress in seen if progress.stage == "adapting"]
+    assert left_s == pytest.approx(10.0 * (2.0 - 0.875) / 0.125)

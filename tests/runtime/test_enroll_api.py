@@ -8,8 +8,10 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,9 @@ import soundfile as sf
 from whisperfold.runtime.adaptation import AdaptationOptions
 from whisperfold.runtime.enroll import EnrollOptions
 from whisperfold.runtime.enroll_job import EnrollJob
-from whisperfold.runtime.enroll_take import trimmed
 from whisperfold.runtime.enroll_worker import options_of
 from whisperfold.runtime.profiles import ProfileStore
+from whisperfold.runtime.workers import BULK, FINAL
 
 QUICK = EnrollOptions(AdaptationOptions(rank=2, epochs=1), folds=2, canary_clips=1)
 TEXT = "And so, my fellow Americans,"
@@ -103,7 +105,7 @@ def test_a_take_is_checked_kept_played_back_and_deleted(http: httpx.Client, jfk:
     assert other.status_code == 409 and "kept already" in other.json()["error"]["message"]
 
     assert [item["text"] for item in http.get("/v1/enroll/ann").json()["recordings"]] == [TEXT]
-    assert {"name": "ann", "recordings": 1} in http.get("/v1/enroll").json()["people"]
+    assert {"name": "ann", "recordings": 1, "problem": ""} in http.get("/v1/enroll").json()["people"]
     audio = http.get(f"/v1/enroll/ann/recordings/{recording['file']}")
     samples, rate_hz = sf.read(io.BytesIO(audio.content))
     assert audio.headers["content-type"] == "audio/flac" and samples.size / rate_hz == recording["duration_s"]
@@ -155,10 +157,75 @@ def test_recordings_that_are_no_sentence_are_refused(http: httpx.Client) -> None
     assert broken.status_code == 400
 
 
-def test_silence_around_speech_is_cut_off(jfk: np.ndarray) -> None:
-    spoken = np.pad(jfk[:32_000], (50_000, 60_000))
-    assert 24_000 < trimmed(spoken).size < 50_000
-    assert trimmed(np.zeros(16_000, np.float32)).size == 16_000
+def test_a_take_waits_behind_live_captions_and_for_a_place(
+    start_server: Callable[..., Any], jfk: np.ndarray, tmp_path: Path
+) -> None:
+    live = start_server(profiles=tmp_path, max_waiting=0)
+    recognizer, release = live.app.state.recognizer, threading.Event()
+    asyncio.run_coroutine_threadsafe(recognizer.run(FINAL, release.wait), live.loop)  # the only worker
+    with httpx.Client(base_url=live.http, timeout=10) as http, ThreadPoolExecutor(1) as pool:
+        try:
+            take, end_s = pool.submit(post, http, "ann", jfk[:48_000], text=TEXT), time.monotonic() + 10
+            while not (waiting := recognizer._workers._queue.queue[:1]):
+                assert time.monotonic() < end_s
+            assert waiting[0][0] == BULK
+            refused = post(http, "bob", jfk[:48_000], text=TEXT)
+        finally:
+            release.set()
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "queue"
+        assert take.result().status_code == 200
+
+
+def test_one_persons_damage_is_not_everybodys(http: httpx.Client, store: ProfileStore, jfk: np.ndarray) -> None:
+    for name in ("kim", "lea"):
+        store.recordings(name).add(jfk[:48_000], TEXT)
+    (store.recordings("kim").folder / "manifest.jsonl").write_text("{")
+    listed = http.get("/v1/enroll")
+    assert listed.status_code == 200
+    assert {"name": "kim", "recordings": None, "problem": "damaged"} in listed.json()["people"]
+    assert {"name": "lea", "recordings": 1, "problem": ""} in listed.json()["people"]
+    assert "damaged" in http.get("/v1/enroll/kim").json()["error"]["message"]
+
+
+def test_a_recording_is_played_as_it_was_kept(http: httpx.Client, store: ProfileStore, jfk: np.ndarray) -> None:
+    kept = store.recordings("mia").add(jfk[:48_000], TEXT)
+    assert kept is not None
+    path = store.recordings("mia").folder / kept.file
+    path.write_bytes(path.read_bytes() + b"to the last byte")
+    assert http.get(f"/v1/enroll/mia/recordings/{kept.file}").content == path.read_bytes()
+    path.unlink()
+    gone = http.get(f"/v1/enroll/mia/recordings/{kept.file}")
+    assert gone.status_code == 404 and "its file is gone" in gone.json()["error"]["message"]
+
+
+def test_encrypted_recordings_are_unsealed_where_the_server_may_and_refused_otherwise(
+    http: httpx.Client, store: ProfileStore, jfk: np.ndarray
+) -> None:
+    pytest.importorskip("cryptography")
+    kept = store.recordings("nora").add(jfk[:48_000], TEXT)
+    assert kept is not None
+    flac = http.get(address := f"/v1/enroll/nora/recordings/{kept.file}").content
+    store.encrypt("nora", "a long passphrase")
+    assert flac[:4] == b"fLaC" and http.get(address).content == flac
+    assert {"name": "nora", "recordings": None, "problem": "encrypted"} in http.get("/v1/enroll").json()["people"]
+    store._unlocked.clear()
+    assert http.get(address).status_code == 409
+
+
+def test_the_servers_settings_reach_the_worker(
+    start_server: Callable[..., Any], jfk: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = start_server(profiles=tmp_path / "profiles", threads=1, enroll_max_memory_mb=700, enroll_nice=15)
+    fill(live.app.state.recognizer.store, "ola", jfk, 12)
+    worker = tmp_path / "worker"  # says what it is told
+    script = "import json, sys\nprint(json.dumps({'type': 'error', 'message': sys.stdin.readline()}))\n"
+    worker.write_text(f"#!{sys.executable}\n{script}")
+    worker.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(worker))
+    with httpx.Client(base_url=live.http, timeout=30) as http:
+        assert http.post("/v1/enroll/ola/adapt").status_code == 202
+        order = json.loads(events(http, "ola")[-1]["message"])
+    assert (order["nice"], order["options"]["threads"], order["options"]["max_memory_mb"]) == (15, 1, 700)
 
 
 def test_nothing_to_adapt_cancel_or_show(http: httpx.Client) -> None:

@@ -91,6 +91,22 @@ def test_a_folder_with_texts_and_without(
     assert "--resume takes no more recordings" in capsys.readouterr().err
 
 
+def test_the_language_is_asked_for_once(
+    store: ProfileStore, where: list[str], folder: Path, adapted: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "c.flac").unlink()
+    command = ["enroll", "anna", "--from", str(folder), *where]
+    assert main([*command, "--language", "de"]) == 2
+    assert "English-only" in capsys.readouterr().err and store.names() == []
+    assert main([*command, "--language", "en"]) == 2
+    assert store.language("anna") == "en" and len(adapted) == 1
+    (store.home("anna") / "language").write_text("de\n")
+    assert main(["enroll", "anna", "--resume", *where]) == 2
+    assert "language 'de'" in capsys.readouterr().err
+    assert main(["enroll", "anna", "--resume", "--language", "en", *where]) == 2
+    assert "the recordings are in 'de', not 'en'" in capsys.readouterr().err
+
+
 def test_speech_longer_than_the_window_is_cut_at_pauses(transcriber: Transcriber, jfk: np.ndarray) -> None:
     found = label(Candidate("long", np.tile(jfk, 5), None), transcriber)
     limit = round(transcriber.bundle.window.max_s * 16000)
@@ -113,8 +129,10 @@ def test_a_passphrase_from_the_first_recording_on(
     command = ["enroll", "anna", "--from", str(folder), "--encrypt", "--passphrase-file", str(right), *where]
     assert main(command) == 2
     assert adapted == [("anna", ["And so, my fellow Americans,", "Ask what you can do for your country."])]
-    names = {path.name for path in store.person("anna").rglob("*")}
+    names = {path.name for path in store.root.rglob("*")}
     assert names == {
+        "people",
+        "anna",
         ".lock",
         "vault.json",
         "recordings",

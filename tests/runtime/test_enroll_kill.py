@@ -122,7 +122,7 @@ def check_finished(store: ProfileStore, transcriber: Transcriber, jfk: np.ndarra
     outcome = small_enrollment(store, transcriber)
     assert store.active().folder == outcome.profile.folder and store.active().name == "anna"
     assert "country" in text_of(store, transcriber.bundle, jfk)
-    left = [path for path in store.folder.rglob("*") if ".new-" in path.name or path.name == "state"]
+    left = [path for path in store.root.rglob("*") if ".new-" in path.name or path.name == "state"]
     assert not left, left
 
 

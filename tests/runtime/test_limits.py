@@ -30,6 +30,18 @@ def test_heat_and_an_empty_battery_stop_it(tmp_path: Path) -> None:
     device(tmp_path, status="Charging", percent="12").check()
 
 
+def test_a_power_chip_that_always_says_100_degrees_does_not_stop_it(tmp_path: Path) -> None:
+    guard = device(tmp_path)
+    chip = tmp_path / "thermal" / "thermal_zone1"
+    chip.mkdir()
+    (chip / "temp").write_text("100000\n")
+    (chip / "type").write_text("PMIC-Die\n")
+    guard.check()
+    (chip / "type").write_text("CPU-therm\n")
+    with pytest.raises(EnrollmentError, match="stopped: 100 °C"):
+        guard.check()
+
+
 def test_without_sensors_or_with_broken_ones_it_goes_on(tmp_path: Path) -> None:
     DeviceGuard(every_s=0.0, sysfs=tmp_path / "none").check()
     device(tmp_path, temperature_mc="n/a", percent="").check()

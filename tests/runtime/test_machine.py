@@ -68,6 +68,13 @@ def test_the_hottest_zone_counts(tmp_path):
     assert finding.state == "warning" and "84 °C" in finding.found and "fan" in finding.advice
 
 
+def test_a_power_chip_that_always_says_100_degrees_does_not_count(tmp_path):
+    zone = "sys/class/thermal/thermal_zone"
+    jetson = {f"{zone}0/temp": "45000", f"{zone}1/temp": "100000", f"{zone}1/type": "PMIC-Die\n", f"{zone}2/temp": ""}
+    finding = machine(tmp_path, jetson)["temperature"]
+    assert finding.state == "ok" and finding.found == "45 °C"
+
+
 @pytest.mark.parametrize(
     ("bits", "state", "found"),
     [

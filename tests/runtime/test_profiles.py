@@ -14,9 +14,11 @@ import pytest
 
 from whisperfold.runtime.adapter import Adapter
 from whisperfold.runtime.bundle import Bundle
+from whisperfold.runtime.cli import main
 from whisperfold.runtime.errors import BundleError, ProfileError
 from whisperfold.runtime.files import private_dir, write_atomic, write_synced
-from whisperfold.runtime.profiles import KEPT_VERSIONS, ProfileStore, default_root
+from whisperfold.runtime.profile import Profile
+from whisperfold.runtime.profiles import KEPT_VERSIONS, ProfileStore
 from whisperfold.runtime.session import Engine
 
 REPOSITORY = Path(__file__).parents[2]
@@ -36,7 +38,8 @@ def add(store: ProfileStore, name: str = "anna", value: float = 1.0, promoted: b
 
 
 @pytest.fixture
-def store(bundle: Bundle, tmp_path: Path) -> ProfileStore:
+def store(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProfileStore:
+    monkeypatch.setattr("whisperfold.runtime.people.LOCK_WAIT_S", 0.1)
     return ProfileStore(bundle, tmp_path / "profiles")
 
 
@@ -95,7 +98,7 @@ def everything(store: ProfileStore, jfk: np.ndarray) -> None:
 def test_only_the_owner_may_read(liberal_umask: None, store: ProfileStore, jfk: np.ndarray) -> None:
     everything(store, jfk)
     store.encrypt("anna", "eight letters or more")
-    seen = {path.name for path in store.folder.rglob("*")}
+    seen = {path.name for path in store.root.rglob("*")}
     assert {".lock", "active", "current", "vault.json", "all.safetensors", "0001.flac.sealed"} <= seen
     for path in [store.folder.parent, *store.folder.parent.rglob("*")]:
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
@@ -104,8 +107,8 @@ def test_only_the_owner_may_read(liberal_umask: None, store: ProfileStore, jfk: 
 def test_recordings_outlive_a_profile_unless_named(store: ProfileStore, jfk: np.ndarray) -> None:
     everything(store, jfk)
     store.delete("anna")
-    left = sorted(path.name for path in store.person("anna").rglob("*"))
-    assert left == [".lock", "0001.flac", "manifest.jsonl", "recordings"]
+    left = sorted(path.name for path in store.home("anna").rglob("*"))
+    assert left == [".lock", "0001.flac", "manifest.jsonl", "recordings"] and not store.person("anna").exists()
     assert not store.has("anna") and store.names() == ["anna"]
     store.delete("anna", with_recordings=True)
     with pytest.raises(ProfileError, match="no profile 'anna'"):
@@ -117,8 +120,8 @@ def test_delete_leaves_nothing_of_a_person(store: ProfileStore, jfk: np.ndarray)
     add(store, "bert")
     store.delete("anna", with_recordings=True)
     assert store.active() is None and store.names() == ["bert"]
-    for path in store.folder.rglob("*"):
-        assert "anna" not in str(path.relative_to(store.folder))
+    for path in store.root.rglob("*"):
+        assert "anna" not in str(path.relative_to(store.root))
         assert path.is_dir() or b"anna" not in path.read_bytes(), path
 
 
@@ -137,7 +140,7 @@ def test_what_the_disk_does_not_take_leaves_the_old_one(store: ProfileStore, mon
         with pytest.raises(ProfileError, match="not written .No space left"):
             change()
     assert store.get("anna").version == "0001" and store.active() is None
-    assert not [path for path in store.folder.rglob("*") if ".new-" in path.name]
+    assert not [path for path in store.root.rglob("*") if ".new-" in path.name]
 
 
 def test_a_bundle_is_its_weights(bundle: Bundle, tmp_path: Path) -> None:
@@ -147,12 +150,6 @@ def test_a_bundle_is_its_weights(bundle: Bundle, tmp_path: Path) -> None:
     for name in ("encoder.onnx", "decoder.onnx", "tokenizer.json"):
         files = {**bundle.manifest["files"], name: {"bytes": 1, "sha256": "0" * 64}}
         assert not ProfileStore(Bundle(bundle.path, {**bundle.manifest, "files": files}), tmp_path).names()
-
-
-@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "none", "active", "x" * 65])
-def test_names_stay_in_the_store(store: ProfileStore, name: str) -> None:
-    with pytest.raises(ProfileError, match="profile name"):
-        store.person(name)
 
 
 def test_damage_is_found(store: ProfileStore) -> None:
@@ -177,19 +174,58 @@ def test_weights_of_another_bundle_are_refused(bundle: Bundle) -> None:
         Engine(bundle, 1, overrides={"no.such.weight": np.zeros(3, np.float32)})
 
 
-def test_one_process_at_a_time(store: ProfileStore) -> None:
-    with store.locked("anna"):
-        with pytest.raises(ProfileError, match="another process"), store.locked("anna"):
-            pass
-    with store.locked("anna"):
-        pass
+def test_refused_versions_do_not_push_out_what_a_rollback_takes(store: ProfileStore) -> None:
+    add(store, value=1.0)
+    add(store, value=2.0)
+    for _ in range(KEPT_VERSIONS + 3):
+        add(store, value=9.0, promoted=False)
+    kept = [profile.version for profile in store.versions("anna")]
+    assert kept == ["0001", "0002", "0006", "0007", "0008", "0009"]
+    assert store.rollback("anna").weights()["w"][0] == 1.0
 
 
-def test_default_root_respects_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert default_root() == tmp_path / "whisperfold" / "profiles"
-    monkeypatch.setenv("XDG_DATA_HOME", "relative")
-    assert default_root() == Path.home() / ".local/share/whisperfold/profiles"
+def test_rollback_and_delete_wait_for_their_turn(store: ProfileStore) -> None:
+    add(store, value=1.0)
+    add(store, value=2.0)
+    with store.locked("anna"), pytest.raises(ProfileError, match="another process"):
+        store.rollback("anna")
+    assert store.get("anna").version == "0002"
+
+
+def test_use_beside_delete_names_nobody_who_is_gone(
+    store: ProfileStore, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(store)
+    real = Profile.weights
+
+    def slow(profile: Profile) -> dict[str, np.ndarray]:
+        found = real(profile)
+        ProfileStore(bundle, store.root).delete("anna")
+        return found
+
+    monkeypatch.setattr(Profile, "weights", slow)
+    with pytest.raises(ProfileError, match="no profile 'anna'"):
+        store.use("anna")
+    assert store.active_name() == ""
+
+
+@pytest.mark.parametrize("file", ["current", "versions/0001/profile.json"])
+@pytest.mark.parametrize("content", [b"\xff", b"[]", b"{}", b""])
+def test_one_damaged_person_does_not_hide_the_others(
+    store: ProfileStore, bundle: Bundle, capsys: pytest.CaptureFixture[str], file: str, content: bytes
+) -> None:
+    facts = {**FACTS, "promoted": True}
+    for name in ("anna", "bert"):
+        store.promote(store.add(name, adapter(), {"w": np.ones(4, np.float32)}, facts, ""))
+    store.use("anna")
+    (store.person("anna") / file).write_bytes(content)
+    assert store.names() == ["anna", "bert"] and "bert" in [profile.name for profile in store.all()]
+    where = ["--profiles", str(store.root), "--bundle", str(bundle.path)]
+    assert main(["profiles", "list", *where]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("* anna  damaged; `whisperfold profiles rollback anna`")
+    assert second.startswith("  bert  0001  ") and "WER 10.0 -> 8.0 %, 8 recordings" in second
+    assert main(["profiles", "list", "--json", *where]) == 0
 
 
 KILLED = """

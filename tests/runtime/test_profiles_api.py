@@ -62,11 +62,13 @@ def test_the_report_brings_its_own_style_only(http: httpx.Client) -> None:
     page = http.get("/v1/profiles/anna/report")
     assert "report of anna" in page.text and page.headers["content-type"].startswith("text/html")
     assert "script" not in page.headers["content-security-policy"] and page.headers["cache-control"] == "no-store"
-    assert "default-src 'none'; style-src 'unsafe-inline'" in page.headers["content-security-policy"]
+    policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+    assert page.headers["content-security-policy"] == policy
+    assert http.get("/v1/enroll/anna/report").headers["content-security-policy"] == policy
 
 
 def test_delete(http: httpx.Client, voices: ProfileStore) -> None:
-    recording = voices.person("anna") / "recordings" / "0001.flac"
+    recording = voices.recordings("anna").folder / "0001.flac"
     recording.parent.mkdir(parents=True, exist_ok=True)
     recording.write_bytes(b"voice")
     http.post("/v1/profiles/active", json={"name": "anna"})
@@ -117,6 +119,19 @@ def test_a_server_for_one_speaker_does_not_switch(start_server: Any, voices: Pro
         answer = client.post("/v1/profiles/active", json={"name": "anna"})
         assert answer.status_code == 409 and "started for speaker 'none'" in answer.json()["error"]["message"]
         assert client.get("/v1/profiles").json()["active"] is None
+
+
+def test_a_profile_that_cannot_be_loaded_degrades_a_server_that_goes_on(
+    start_server: Any, voices: ProfileStore, short_clip: Path
+) -> None:
+    server = start_server(profiles=voices.folder.parent, speaker="anna")
+    with httpx.Client(base_url=server.http, timeout=30) as client:
+        assert client.get("/health").json()["status"] == "ready"
+        voices.delete("anna")
+        assert transcribe(client, short_clip)
+        health = client.get("/health")
+        assert health.status_code == 200 and health.json()["status"] == "degraded"
+        assert health.json()["why"] == ["profile"] and "no profile" not in health.text
 
 
 def test_who_may_ask(start_server: Any, voices: ProfileStore) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from whisperfold.runtime.encryption import PlainFiles
 from whisperfold.runtime.errors import EnrollmentError
 from whisperfold.runtime.recording_checks import check_recording, check_sound, likeness
 from whisperfold.runtime.recordings import RecordingStore, label, read_prompts, read_source
@@ -115,3 +116,37 @@ def test_prompts_are_sentences() -> None:
     assert all(prompt[0].isupper() and prompt[-1] in ".?" for prompt in prompts)
     with pytest.raises(EnrollmentError, match="no prompts for 'tlh', there are: en"):
         read_prompts("tlh")
+
+
+def test_the_sound_goes_before_its_line(tmp_path: Path, jfk: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RecordingStore(tmp_path / "recordings")
+    first = store.add(jfk[:16000], "And so")
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainFiles, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.remove(first)
+    assert not (store.folder / first.file).exists(), "no sound stays that no line names"
+    with pytest.raises(EnrollmentError, match="0001.flac: No such file"):
+        store.load(store.all()[0])
+    store.remove(first)
+    assert store.all() == []
+
+
+def test_a_full_disk_is_an_error_of_one_line(tmp_path: Path, jfk: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RecordingStore(tmp_path / "recordings")
+    first = store.add(jfk[:16000], "And so")
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PlainFiles, "write", full)
+    for change in (lambda: store.add(jfk[:32000], "And so my"), lambda: store.remove(first)):
+        with pytest.raises(EnrollmentError, match="recordings: No space left on device; free space"):
+            change()
+    monkeypatch.setattr(PlainFiles, "read", full)
+    with pytest.raises(EnrollmentError, match="No space left"):
+        store.all()

@@ -48,6 +48,8 @@ def test_the_shipped_profiles_are_valid() -> None:
         ("host = 1", "host = 1: expected str"),
         ('host = ""', "host is empty"),
         ("idle_timeout_s = nan", "idle_timeout_s = nan: expected"),
+        ("enroll_max_memory_mb = 100", "enroll_max_memory_mb = 100: expected 400 to"),
+        ("enroll_nice = 20", "enroll_nice = 20: expected 0 to 19"),
         ("unix_socket = 1", "unix_socket = 1: expected Path"),
         ("port = = 3", "not TOML"),
         ('token = "a"\ntoken_file = "b"', "token and token_file are both set"),

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from whisperfold.runtime.bundle import Bundle
-from whisperfold.runtime.errors import ProfileError
+from whisperfold.runtime.errors import BundleError, ProfileError
 from whisperfold.runtime.profiles import ProfileStore
 from whisperfold.runtime.recognizer import Recognizer
 from whisperfold.runtime.speaker import open_transcriber
@@ -127,6 +128,19 @@ def test_unload_and_reload_keep_the_profile(
     run(work())
 
 
+def test_a_bundle_that_cannot_be_reloaded_is_held_back_until_one_can(make: Make, tmp_path: Path) -> None:
+    async def work() -> None:
+        recognizer = make()
+        with pytest.raises(BundleError):
+            await recognizer.reload(tmp_path / "none")
+        assert recognizer.status()["held_back"] == "bundle" and recognizer.status()["error"]
+        await recognizer.reload()
+        assert recognizer.status()["held_back"] is None and recognizer.status()["error"] is None
+        await recognizer.close()
+
+    run(work())
+
+
 def test_a_damaged_profile_does_not_keep_the_server_down(
     make: Make, voices: ProfileStore, clip: np.ndarray, texts: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -159,9 +173,11 @@ def test_a_server_for_one_speaker(make: Make, voices: ProfileStore, clip: np.nda
         voices.delete("anna")
         assert (await recognizer.transcribe(clip)).text == texts[1]  # what is loaded goes on
         assert "no profile 'anna'" in recognizer.status()["error"]
+        assert recognizer.status()["held_back"] == "profile"
         recognizer._weights.drop()
         with pytest.raises(ProfileError, match="no profile 'anna'"):
             await recognizer.transcribe(clip)
+        assert recognizer.status()["held_back"] is None and recognizer.status()["error"]  # nothing goes on
         await recognizer.close()
 
     run(work())

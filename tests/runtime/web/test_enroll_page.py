@@ -173,6 +173,58 @@ def test_learning_can_be_stopped(page: Page, store: ProfileStore, jfk: np.ndarra
     assert page.run("document.getElementById('voice-read').checkVisibility()")
 
 
+def test_people_who_cannot_go_on_here_are_told_where(page: Page, store: ProfileStore, jfk: np.ndarray) -> None:
+    pytest.importorskip("cryptography")
+    for name in ("fay", "gus", "hal"):
+        store.recordings(name).add(jfk[:48_000], "And so, my fellow Americans,")
+    store.encrypt("fay", "a long passphrase")
+    (store.recordings("gus").folder / "manifest.jsonl").write_text("{")
+    page.run("location.reload()")
+    page.wait_for("document.querySelectorAll('#people li').length === 3")
+    fay, gus, hal = page.run("[...document.querySelectorAll('#people li')].map((item) => item.innerText)")
+    assert "encrypted: go on at the terminal" in fay and "recordings are damaged" in gus and "1 recordings" in hal
+    assert "Continue" in hal and not any("Continue" in item for item in (fay, gus))
+    assert all("Delete" in item for item in (fay, gus, hal))
+
+
+def answer_events(page: Page, *answers: str) -> None:
+    """Stand in for the server: an adaptation is begun, and its events are these responses (JavaScript), in turn."""
+    page.run(
+        f"""(() => {{
+          const real = window.fetch;
+          const answers = [{", ".join(f"() => {answer}" for answer in answers)}];
+          window.fetch = async (url, options) =>
+            /adapt.events$/.test(url) ? answers.shift()()
+            : /adapt/.test(url) ? new Response("{{}}", {{ status: 202 }})
+            : real(url, options);
+        }})()"""
+    )
+
+
+def test_a_token_that_is_not_given_is_asked_for_once(page: Page, store: ProfileStore, jfk: np.ndarray) -> None:
+    for number in range(12):
+        store.recordings("ida").add(jfk[:48_000] * np.float32(1 - number / 100), "And so, my fellow Americans,")
+    refusal = """new Response('{"error": {"message": "a token is needed"}}', { status: 401 })"""
+    answer_events(page, refusal, refusal)
+    begin(page, "ida")
+    page.press("Learn my voice")
+    page.wait_for("document.getElementById('token-dialog').open")
+    page.run("document.getElementById('token-cancel').click()")
+    page.wait_for("document.getElementById('voice-notice').textContent === 'a token is needed'")
+    assert not page.run("document.getElementById('token-dialog').open")
+    assert page.run("document.getElementById('voice-read').checkVisibility()")
+
+
+def test_events_that_break_off_are_asked_for_again(page: Page, store: ProfileStore, jfk: np.ndarray) -> None:
+    for number in range(12):
+        store.recordings("jo").add(jfk[:48_000] * np.float32(1 - number / 100), "And so, my fellow Americans,")
+    ended = """new Response('data: {"state": "failed", "progress": null, "message": "it is too hot"}\\n\\n')"""
+    answer_events(page, "new Response('', { status: 503 })", "Promise.reject(new TypeError('gone'))", ended)
+    begin(page, "jo")
+    page.press("Learn my voice")
+    page.wait_for("document.getElementById('voice-notice').textContent === 'it is too hot'")
+
+
 @pytest.mark.parametrize("width", [320, 1280])
 @pytest.mark.parametrize("panel", ["start", "read", "learn", "result"])
 def test_every_panel_has_names_and_fits(page: Page, panel: str, width: int) -> None:
