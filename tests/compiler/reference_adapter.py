@@ -130,6 +130,14 @@ def torch_gradients(
     return loss.item(), {name: gradient.numpy() for name, gradient in zip(tensors, gradients, strict=True)}
 
 
+def adapted_logits(bundle: Bundle, feed: Feed, adapter: Feed) -> np.ndarray:
+    """Logits (batch, n, n_vocab) of torch with the adapter beside the weights."""
+    model = torch_model(bundle)
+    _attach(model, {name: torch.tensor(array) for name, array in adapter.items()})
+    with torch.no_grad():
+        return np.asarray(model(torch.tensor(feed["mel"]), torch.tensor(feed["tokens"])).numpy())
+
+
 def largest_error(found: Feed, expected: Feed) -> tuple[float, str]:
     """The largest difference of a tensor, relative to its largest value, and the tensor's name."""
     assert found.keys() == expected.keys()

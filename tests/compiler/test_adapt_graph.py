@@ -14,7 +14,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from gradient_table import LONG, QUICK, Case, base_bundle, speech_feed  # noqa: E402
 from reference_adapter import (  # noqa: E402
+    SCALING,
     Feed,
+    adapted_logits,
     largest_error,
     onnx_gradients,
     random_adapter,
@@ -30,8 +32,10 @@ from whisperfold.compiler.shared_weights import FILES, share_weights  # noqa: E4
 from whisperfold.models.dims import DecoderWidths, EncoderWidths, Widths  # noqa: E402
 from whisperfold.models.sources import Checkpoint, SourceError, sinusoids  # noqa: E402
 from whisperfold.models.whisper import Whisper  # noqa: E402
+from whisperfold.runtime.adapter import Adapter  # noqa: E402
 from whisperfold.runtime.bundle import Bundle  # noqa: E402
 from whisperfold.runtime.errors import CompileError  # noqa: E402
+from whisperfold.runtime.session import Engine  # noqa: E402
 
 SPEECH = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in LONG)]
 
@@ -174,3 +178,21 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.mark.parametrize("case", [*QUICK, *LONG], ids=str)
 def test_gradients_of_base_are_those_of_torch(base: Bundle, case: Case) -> None:
     check_gradients(base, speech_feed(base, case), tolerance=5e-4)
+
+
+def test_the_folded_profile_is_base_plus_adapter(cut: Bundle) -> None:
+    """Logits and next words of the device with a folded profile are those of torch, the adapter beside the weights."""
+    if cut.precision != "fp32":
+        pytest.skip("folding into 8 bits rounds again; tests/runtime/test_adapter.py has its tolerance")
+    arrays = {name: 5 * array for name, array in random_adapter(cut, rank=4).items()}
+    adapter = Adapter(arrays, 4, 4 * SCALING)
+    feed = random_feed(cut, 1, 300, 9)
+    expected = adapted_logits(cut, feed, arrays)
+    engine = Engine(cut, 1, overrides=adapter.fold(cut))
+    cache = engine.new_cache(engine.encode(feed["mel"]))
+    found, _ = engine.step(feed["tokens"], cache, np.arange(9))
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    assert (found.argmax(-1) == expected.argmax(-1)).all()
+    plain = Engine(cut, 1)
+    bare, _ = plain.step(feed["tokens"], plain.new_cache(plain.encode(feed["mel"])), np.arange(9))
+    assert np.abs(bare - expected).max() > 0.05 * np.abs(expected).max()
