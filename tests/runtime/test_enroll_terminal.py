@@ -159,6 +159,7 @@ class Terminal:
             stdin=screen,
             stdout=screen,
             stderr=screen,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's & leaves it ignored
         )
         os.close(screen)
         self._shown = ""
