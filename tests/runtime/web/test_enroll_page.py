@@ -284,21 +284,28 @@ def test_from_the_name_to_captions_that_use_the_profile(
 
     booth.say(read[0].samples)
     assert " thee " in captions(page)
-    page.press("My voice")
+    back_to_result(page)
     page.press("Go back to the bundle as it is")
     page.wait_for("document.getElementById('result-use').textContent === 'Captions do not use it.'")
     assert store.active() is None
     assert " thee " not in captions(page)
-    page.press("My voice")
+    back_to_result(page)
     page.press("Use it now")
     page.wait_for("/^Captions use/.test(document.getElementById('result-use').textContent)")
     active = store.active()
     assert active is not None and active.name == "eve"
 
 
+def back_to_result(page: Page) -> None:
+    """From another view to the panel that was left; the view changes after the click."""
+    page.press("My voice")
+    page.wait_for("document.getElementById('result-switch').checkVisibility()")
+
+
 def captions(page: Page) -> str:
     """What Live writes while the microphone speaks once."""
     page.press("Live")
+    page.wait_for("document.getElementById('state').checkVisibility()")
     if page.run("!document.getElementById('clear').disabled"):
         page.press("Clear")
     page.press("Start listening")
