@@ -8,6 +8,7 @@ import numpy as np
 
 from whisperfold.compiler.manifests import Item
 from whisperfold.runtime.audio import SAMPLE_RATE
+from whisperfold.runtime.augment import coloured_noise
 
 MAX_S = 28.0
 """Longer utterances are left out: with a tail they must fit Whisper's 30 s."""
@@ -67,14 +68,6 @@ def join_clips(items: list[Item], join_s: tuple[float, float], seed: int) -> lis
             close()
     close()
     return utterances
-
-
-def coloured_noise(rng: np.random.Generator, n_samples: int, exponent: float) -> np.ndarray:
-    """Return unit-variance noise with power 1 / f^exponent (0 white, 1 pink, 2 brown)."""
-    spectrum = np.fft.rfft(rng.standard_normal(n_samples))
-    frequency = np.maximum(np.arange(spectrum.size), 1.0)
-    noise = np.fft.irfft(spectrum / frequency ** (exponent / 2), n_samples)
-    return (noise / (noise.std() + 1e-9)).astype(np.float32)
 
 
 def add_noise(rng: np.random.Generator, samples: np.ndarray, snr_db: tuple[float, float]) -> np.ndarray:

@@ -42,13 +42,13 @@ def augment(
     samples = samples * np.float32(10.0 ** (rng.uniform(*options.gain_db) / 20.0))
     if rng.random() < options.noise_share:
         level = float(np.sqrt(np.mean(samples**2))) * 10.0 ** (-rng.uniform(*options.noise_snr_db) / 20.0)
-        samples = samples + np.float32(level) * _noise(samples.size, rng.uniform(0.0, 2.0), rng)
+        samples = samples + np.float32(level) * coloured_noise(rng, samples.size, rng.uniform(0.0, 2.0))
     return np.clip(samples, -1.0, 1.0).astype(np.float32)
 
 
-def _noise(n: int, exponent: float, rng: np.random.Generator) -> np.ndarray:
-    """Noise of unit variance, power 1 / f^exponent: 0 white, 1 pink, 2 brown; float32 (n,)."""
-    spectrum = np.fft.rfft(rng.standard_normal(n))
+def coloured_noise(rng: np.random.Generator, n_samples: int, exponent: float) -> np.ndarray:
+    """Return unit-variance noise, float32 (n_samples,), with power 1 / f^exponent: 0 white, 1 pink, 2 brown."""
+    spectrum = np.fft.rfft(rng.standard_normal(n_samples))
     spectrum /= np.maximum(np.arange(spectrum.size), 1.0) ** (exponent / 2.0)
-    noise = np.fft.irfft(spectrum, n)
+    noise = np.fft.irfft(spectrum, n_samples)
     return (noise / (noise.std() + 1e-9)).astype(np.float32)

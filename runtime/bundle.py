@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from whisperfold.runtime.errors import BundleError
+from whisperfold.runtime.files import sync_dir
 
 FORMAT = 1
 """Version of the manifest that this runtime writes; it reads 1 to FORMAT."""
@@ -176,7 +177,7 @@ def write_bundle(
         listing = {name: _store(fresh, name, content) for name, content in files.items()}
         text = json.dumps({**manifest, "format": FORMAT, "files": listing}, indent=1, ensure_ascii=False)
         _write_synced(fresh / MANIFEST, (text + "\n").encode())
-        _sync_dir(fresh)
+        sync_dir(fresh)
         Bundle.open(fresh, check=False)  # an incomplete manifest must not replace a good bundle
         _swap(fresh, target, old)
     except OSError as error:
@@ -274,15 +275,6 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_dir(path: Path) -> None:
-    """Wait until the disk has the directory's entries."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _swap(fresh: Path, target: Path, old: Path) -> None:
     """Put fresh at target; the old bundle comes back if the second rename fails, and goes only after it."""
     had_old = target.exists()
@@ -294,5 +286,5 @@ def _swap(fresh: Path, target: Path, old: Path) -> None:
         if had_old:
             os.rename(old, target)
         raise
-    _sync_dir(target.parent)
+    sync_dir(target.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -24,6 +25,8 @@ from whisperfold.runtime.serve import create_app
 from whisperfold.runtime.server_config import ServerConfig
 from whisperfold.runtime.transcribe import Transcriber
 from whisperfold.runtime.web_server import WebServer
+
+sys.path.insert(0, str(Path(__file__).parent))  # event_loop.py
 
 
 @dataclass
@@ -151,3 +154,15 @@ def voices(bundle: Bundle, other_voice: tuple[Adapter, dict[str, np.ndarray]], t
     store = ProfileStore(bundle, tmp_path / "profiles")
     store.promote(store.add("anna", *other_voice, FACTS, "<style>p{}</style><p>report of anna</p>"))
     return store
+
+
+@pytest.fixture
+def make(bundle_path: Path, transcriber: Transcriber) -> Callable[..., Recognizer]:
+    """Recognizers on weights that are loaded already."""
+
+    def make(is_loaded: bool = True, **settings: Any) -> Recognizer:
+        recognizer = Recognizer(bundle_path, threads=2, speaker="none", **settings)
+        recognizer._weights._loaded = transcriber if is_loaded else None
+        return recognizer
+
+    return make

@@ -4,41 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
+from event_loop import run, until
 
 from whisperfold.runtime.live_stream import LiveStream
 from whisperfold.runtime.metrics import Metrics
 from whisperfold.runtime.recognizer import Recognizer
-from whisperfold.runtime.transcribe import Transcriber
 
 Make = Callable[..., Recognizer]
-
-
-@pytest.fixture
-def make(bundle_path: Path, transcriber: Transcriber) -> Make:
-    """Recognizers on weights that are loaded already."""
-
-    def make(**settings: Any) -> Recognizer:
-        recognizer = Recognizer(bundle_path, threads=2, speaker="none", **settings)
-        recognizer._weights._loaded = transcriber
-        return recognizer
-
-    return make
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 20))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def test_a_stream(make: Make, jfk: np.ndarray) -> None:

@@ -3,12 +3,12 @@
 import asyncio
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from event_loop import run, until
 
 from whisperfold.runtime.errors import BundleError, BusyError, ConfigError
 from whisperfold.runtime.memory import resident_bytes
@@ -18,28 +18,6 @@ from whisperfold.runtime.transcribe import Transcriber
 from whisperfold.runtime.workers import BULK, FINAL, PARTIAL, Workers
 
 Make = Callable[..., Recognizer]
-
-
-@pytest.fixture
-def make(bundle_path: Path, transcriber: Transcriber) -> Make:
-    """Recognizers on weights that are loaded already."""
-
-    def make(is_loaded: bool = True, **settings: Any) -> Recognizer:
-        recognizer = Recognizer(bundle_path, threads=2, speaker="none", **settings)
-        recognizer._weights._loaded = transcriber if is_loaded else None
-        return recognizer
-
-    return make
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 20))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def test_a_clip(make: Make, jfk: np.ndarray) -> None:

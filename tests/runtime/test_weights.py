@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from event_loop import run, until
 
 from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.errors import BundleError, ProfileError
@@ -47,16 +47,6 @@ def texts(bundle: Bundle, voices: ProfileStore, transcriber: Transcriber, clip: 
     plain, profiled = transcriber.transcribe(clip).text, anna.transcribe(clip).text
     assert plain and profiled and plain != profiled
     return plain, profiled
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 20))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def damage(store: ProfileStore) -> None:
