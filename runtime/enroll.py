@@ -206,8 +206,7 @@ class _Enrollment:
         clips = canary_lessons(self.options.canary_clips)
         language = "en" if self.bundle.tokens.multilingual else None
         before = hear(self.transcriber, clips, language, self._told, "other speakers")
-        self._weights = adapter.fold(self.bundle)
-        after = hear(self._with_weights(), clips, language, self._told, "other speakers")
+        after = hear(self._folded(adapter), clips, language, self._told, "other speakers")
         return compare(before, after)
 
     def against_current(self, after: Sequence[Score]) -> Rematch | None:
@@ -288,10 +287,6 @@ class _Enrollment:
     def _folded(self, adapter: Adapter) -> Transcriber:
         """The bundle with an adapter in it, as it would be used."""
         self._weights = adapter.fold(self.bundle)
-        return self._with_weights()
-
-    def _with_weights(self) -> Transcriber:
-        """The bundle with the folded weights."""
         return Transcriber(Engine(self.bundle, self._threads, overrides=self._weights))
 
     def _told(self, stage: str, share: float) -> None:
