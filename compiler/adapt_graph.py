@@ -15,6 +15,7 @@ session.disable_quant_qdq = 1: onnxruntime would make integer products again. Do
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +53,13 @@ def add_adapt_graph(path: Path) -> Bundle:
     share_weights(model, bundle)
     graph = model.SerializeToString()
     try_out(graph, bundle)
-    kept = {name: bundle.file(name) for name in bundle.manifest["files"] if name != GRAPH_NAME}
+    kept = {name: bundle.file(name) for name in bundle.manifest["files"] if name != bundle.stored(GRAPH_NAME)}
+    packed = gzip.compress(graph, mtime=0)
     manifest = {key: value for key, value in bundle.manifest.items() if key not in ("format", "files")}
     manifest["adapt"] = {"graph": GRAPH_NAME, "matrices": folding_facts(bundle)}
     if "bytes" in manifest:
-        manifest["bytes"] = {**manifest["bytes"], "training graph": len(graph)}
-    return write_bundle(path, {**kept, GRAPH_NAME: graph}, manifest)
+        manifest["bytes"] = {**manifest["bytes"], "training graph": len(packed)}
+    return write_bundle(path, {**kept, f"{GRAPH_NAME}.gz": packed}, manifest)
 
 
 def adapt_graph(bundle: Bundle) -> onnx.ModelProto:

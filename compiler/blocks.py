@@ -79,7 +79,7 @@ def quantize_blocks(weight: Tensor, moment: Tensor) -> Blocks:
             level = (rest[:, at] / scale).round().clamp(-_MIDDLE, _MIDDLE - 1)
             levels[:, at] = (level + _MIDDLE).to(torch.uint8)
             errors[:, at - begin] = (rest[:, at] - level * scale) / spread[at, at]
-            rest[:, at:block.stop] -= errors[:, at - begin, None] * spread[at, at : block.stop]
+            rest[:, at : block.stop] -= errors[:, at - begin, None] * spread[at, at : block.stop]
         rest[:, block.stop :] -= errors @ spread[block, block.stop :]
         scales.append(scale)
     halves = levels.numpy().reshape(len(levels), -1, BLOCK // 2, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import platform
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from whisperfold.compiler.teacher import Lesson
 
 PARITY_LESSONS = 4
+LAYER_BYTES, REPORT_BYTES = 50_000, 250_000
+"""What a bundle holds beside graphs and tokenizer, rounded up: the training graph per layer, report and manifest."""
 TOOLS = ("whisperfold", "torch", "peft", "onnx", "onnxruntime", "numpy")
 
 
@@ -77,12 +80,14 @@ def build_graphs(
 def estimate_bytes(model: Whisper, run: Compile) -> float:
     """Return the size in bytes of the bundle that the uncut model would give."""
     graphs = build_graphs(model, run.checkpoint.alignment_heads, run.config.precision, run.blocks)
-    return sum(map(len, graphs.files.values())) + len(compact_json(run.checkpoint.tokenizer))
+    beside = LAYER_BYTES * (len(model.encoder.layers) + len(model.decoder.layers)) + REPORT_BYTES
+    return sum(map(len, graphs.files.values())) + len(packed_json(run.checkpoint.tokenizer)) + beside
 
 
-def compact_json(path: Path) -> bytes:
-    """Return a JSON file without its white space."""
-    return json.dumps(json.loads(path.read_text("utf-8")), ensure_ascii=False, separators=(",", ":")).encode()
+def packed_json(path: Path) -> bytes:
+    """Return a JSON file without its white space, as gzip."""
+    text = json.dumps(json.loads(path.read_text("utf-8")), ensure_ascii=False, separators=(",", ":"))
+    return gzip.compress(text.encode(), mtime=0)
 
 
 def manifest(model: Whisper, run: Compile, graphs: Graphs, window: str, precision: str) -> dict[str, Any]:
@@ -123,12 +128,12 @@ def write_model(
     graphs = build_graphs(model, run.checkpoint.alignment_heads, precision, run.blocks)
     files: dict[str, Path | bytes] = {
         **graphs.files,
-        "tokenizer.json": compact_json(run.checkpoint.tokenizer),
+        "tokenizer.json.gz": packed_json(run.checkpoint.tokenizer),
     }
     if report is not None:
         files["report.html"] = report
     facts = manifest(model, run, graphs, window, precision)
-    facts["bytes"]["tokenizer"] = len(files["tokenizer.json"])  # type: ignore[arg-type]
+    facts["bytes"]["tokenizer"] = len(files["tokenizer.json.gz"])  # type: ignore[arg-type]
     return write_bundle(path, files, facts | extra)
 
 

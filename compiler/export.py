@@ -21,9 +21,11 @@ from torch import nn
 
 from whisperfold.compiler.graph import Graph
 from whisperfold.models.low_rank import LowRankLinear
-from whisperfold.models.whisper import Attention, FeedForward, Whisper
+from whisperfold.models.whisper import Attention, FeedForward, Whisper, frequencies, sinusoids
 
 NEGATIVE = np.array(-1e9, np.float32)
+SINUSOID_TOLERANCE = 1e-5
+"""Sine and cosine of different libraries differ by less, position tables that were trained by more."""
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -91,6 +93,17 @@ def _first_positions(graph: Graph, name: str, table: torch.Tensor, start: str, s
     return str(graph.op("Slice", graph.constant(name, _array(table)), start, stop, graph.ints(0)))
 
 
+def _encoder_positions(graph: Graph, table: torch.Tensor, n_frames: str) -> str:
+    """Return the first positions of the encoder: computed where they are Whisper's sinusoids, else stored."""
+    if (table - sinusoids(*table.shape)).abs().max() > SINUSOID_TOLERANCE:
+        return _first_positions(graph, "encoder.positions", table, graph.ints(0), n_frames)
+    zero, one = (graph.op("Squeeze", graph.ints(value)) for value in (0, 1))
+    steps = graph.op("Range", zero, graph.op("Squeeze", n_frames), one)
+    column = graph.op("Unsqueeze", graph.op("Cast", steps, to=int(onnx.TensorProto.FLOAT)), graph.ints(1))
+    angles = graph.op("Mul", column, graph.constant("encoder.frequencies", _array(frequencies(table.shape[1]))[None]))
+    return str(graph.op("Concat", graph.op("Sin", angles), graph.op("Cos", angles), axis=1))
+
+
 def encoder_graph(model: Whisper) -> onnx.ModelProto:
     """Return the encoder with every decoder layer's cross-attention keys and values."""
     dims, encoder = model.dims, model.encoder
@@ -101,8 +114,7 @@ def encoder_graph(model: Whisper) -> onnx.ModelProto:
         bias = graph.constant(f"encoder.{name}.bias", _array(cast(torch.Tensor, conv.bias)))
         x = graph.op("Gelu", graph.op("Conv", x, weight, bias, pads=[1, 1], strides=[stride], kernel_shape=[3]))
     x = graph.op("Transpose", x, perm=[0, 2, 1])
-    n_frames = graph.op("Shape", x, start=1, end=2)
-    x = graph.op("Add", x, _first_positions(graph, "encoder.positions", encoder.positions, graph.ints(0), n_frames))
+    x = graph.op("Add", x, _encoder_positions(graph, encoder.positions, graph.op("Shape", x, start=1, end=2)))
     for i, layer in enumerate(encoder.layers):
         name = f"encoder.layers.{i}"
         q, k, v = _self_qkv(graph, _norm(graph, x, f"{name}.attn_ln", layer.attn_ln), f"{name}.attn", layer.attn)

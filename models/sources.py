@@ -19,15 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 
 from whisperfold.models.convert import State, from_ctranslate2, from_hugging_face, read_ctranslate2
 from whisperfold.models.dims import ModelDimensions
+from whisperfold.models.whisper import sinusoids
 from whisperfold.runtime.errors import SourceError
 
 SHORT_NAMES = ("tiny", "base", "small", "medium", "large", "large-v2", "large-v3", "large-v3-turbo")
 LICENCE = "MIT (OpenAI's Whisper weights)"
+HALF_PRECISION = 1e-3
+"""Encoder positions that are nearer to the sinusoids than this are these, stored in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,9 @@ def _load_directory(path: Path, name: str, origin: str, revision: str | None, sh
         dims, state = from_ctranslate2(read_ctranslate2(weights[0]))
     if (path / "generation_config.json").exists():
         config |= _read_json(path / "generation_config.json")
+    fixed = sinusoids(dims.n_audio_ctx, dims.n_audio_state)
+    if (state["encoder.positions"].float() - fixed).abs().max() < HALF_PRECISION:
+        state["encoder.positions"] = fixed
     provenance = {
         "name": name,
         "revision": revision or "",
@@ -291,13 +296,6 @@ def _hugging_face_weights(path: Path, files: list[Path], config: dict[str, Any])
     if "model.encoder.embed_positions.weight" not in tensors and "encoder.embed_positions.weight" not in tensors:
         tensors["encoder.embed_positions.weight"] = sinusoids(dims.n_audio_ctx, dims.n_audio_state)
     return dims, from_hugging_face(tensors, dims.n_audio_layer, dims.n_text_layer)
-
-
-def sinusoids(length: int, channels: int, max_timescale: float = 10000.0) -> torch.Tensor:
-    """Return Whisper's fixed encoder positions (length, channels). Source: openai/whisper model.py."""
-    steps = torch.log(torch.tensor(max_timescale)) / (channels // 2 - 1)
-    times = torch.arange(length)[:, None] * torch.exp(-steps * torch.arange(channels // 2))[None]
-    return torch.cat([times.sin(), times.cos()], dim=1)
 
 
 def _upper_half_heads(dims: ModelDimensions) -> list[list[int]]:

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 
 from whisperfold.models.dims import ModelDimensions
-from whisperfold.models.sources import Checkpoint, sinusoids, special_tokens
+from whisperfold.models.sources import Checkpoint, special_tokens
 from whisperfold.models.whisper import Whisper
 
 DIMS = ModelDimensions(
@@ -36,7 +36,6 @@ def tiny_checkpoint(folder: Path, seed: int = 0, dims: ModelDimensions = DIMS) -
                 parameter.normal_(std=0.15)
             elif name.endswith("bias"):
                 parameter.normal_(std=0.02)
-        model.encoder.positions.copy_(sinusoids(dims.n_audio_ctx, dims.n_audio_state))
     tokens = special_tokens(Tokenizer.from_file(str(folder / "tokenizer.json")), {}, dims)
     heads = [[layer, head] for layer in range(dims.n_text_layer) for head in range(dims.n_text_head)]
     provenance = {

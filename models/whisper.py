@@ -70,6 +70,18 @@ class FeedForward(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+def sinusoids(length: int, channels: int, max_timescale: float = 10000.0) -> Tensor:
+    """Return Whisper's fixed encoder positions (length, channels). Source: openai/whisper model.py."""
+    times = torch.arange(length)[:, None] * frequencies(channels, max_timescale)
+    return torch.cat([times.sin(), times.cos()], dim=1)
+
+
+def frequencies(channels: int, max_timescale: float = 10000.0) -> Tensor:
+    """Return the radians per position of each pair of channels (channels / 2,)."""
+    steps = torch.log(torch.tensor(max_timescale)) / (channels // 2 - 1)
+    return torch.exp(-steps * torch.arange(channels // 2))
+
+
 class EncoderLayer(nn.Module):
     """x + attention(norm(x)), then x + ffn(norm(x))."""
 
@@ -122,7 +134,7 @@ class Encoder(nn.Module):
         self.conv1 = nn.Conv1d(dims.n_mels, n_state, 3, padding=1)
         self.conv2 = nn.Conv1d(n_state, n_state, 3, stride=2, padding=1)
         self.positions: Tensor
-        self.register_buffer("positions", torch.empty(dims.n_audio_ctx, n_state))
+        self.register_buffer("positions", sinusoids(dims.n_audio_ctx, n_state))
         layers = [EncoderLayer(n_state, dims.n_audio_head, w.qk, w.vo, w.ffn) for w in widths.encoder]
         self.layers = cast(Sequence[EncoderLayer], nn.ModuleList(layers))
         self.ln = nn.LayerNorm(n_state)

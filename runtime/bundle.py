@@ -1,19 +1,23 @@
 """The bundle on disk: manifest, checksums, versions; open, check, write atomically.
 
-    NAME/manifest.json   what follows, with the size and SHA-256 of every other file
-    NAME/encoder.onnx    mel (batch, n_mels, frames) -> cross K and V of every decoder layer
-    NAME/decoder.onnx    tokens, caches -> logits, caches, cross attention
-    NAME/tokenizer.json  byte-level BPE of the checkpoint
+    NAME/manifest.json      what follows, with the size and SHA-256 of every other file
+    NAME/encoder.onnx       mel (batch, n_mels, frames) -> cross K and V of every decoder layer
+    NAME/decoder.onnx       tokens, caches -> logits, caches, cross attention
+    NAME/tokenizer.json.gz  byte-level BPE of the checkpoint
+    NAME/adapt.onnx.gz      loss and gradients, where the bundle can be adapted on the device
 
+A file that is read whole may be stored packed, as FILE.gz; the graphs are mapped and stay as they are.
 A bundle is data: opening one never executes code from it.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
@@ -22,7 +26,7 @@ from typing import Any, TypeVar
 from whisperfold.runtime.errors import BundleError
 from whisperfold.runtime.files import sync_dir
 
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest that this runtime writes; it reads 1 to FORMAT."""
 MANIFEST = "manifest.json"
 REQUIRED = ("encoder.onnx", "decoder.onnx", "tokenizer.json")
@@ -112,7 +116,7 @@ class Bundle:
         files = manifest.get("files")
         if not isinstance(files, dict) or not files:
             raise BundleError(f'{root / MANIFEST}: no "files" section; rebuild with `whisperfold compile`')
-        missing = [name for name in REQUIRED if name not in files]
+        missing = [name for name in REQUIRED if not {name, f"{name}.gz"} & files.keys()]
         if missing:
             raise BundleError(f"{root / MANIFEST}: does not list {missing[0]}; rebuild with `whisperfold compile`")
         for name, entry in files.items():
@@ -142,6 +146,23 @@ class Bundle:
     def file(self, name: str) -> Path:
         """Path of a file of this bundle."""
         return self.path / name
+
+    def stored(self, name: str) -> str:
+        """Name under which a file lies in the bundle: its own, or with .gz where it is packed."""
+        packed = f"{name}.gz"
+        return packed if packed in self.manifest["files"] else name
+
+    def read(self, name: str) -> bytes:
+        """Contents of a file, unpacked.
+
+        Raises:
+            BundleError: it is missing or damaged.
+        """
+        path = self.file(self.stored(name))
+        try:
+            return gzip.decompress(path.read_bytes()) if path.name != name else path.read_bytes()
+        except (OSError, EOFError, zlib.error) as error:
+            raise BundleError(f"{path}: not readable ({error}); copy or compile the bundle again") from error
 
 
 def default_bundle() -> Path:

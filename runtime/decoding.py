@@ -179,9 +179,7 @@ def _new_search(
     )
     room = engine.dims.n_text_ctx - len(initial) - len(prefix)
     bias = engine.hotword_bias(options.hotwords, options.hotword_boost) if options.hotwords else None
-    logit_filter = LogitFilter(
-        engine.tokens, engine.dims.n_vocab, options.timestamps, audio_s=window_s, hotwords=bias
-    )
+    logit_filter = LogitFilter(engine.tokens, engine.dims.n_vocab, options.timestamps, audio_s=window_s, hotwords=bias)
     limit = max(1, min(rate - len(prefix), half, room))
     return _Search(engine, cross, initial, prefix, logit_filter, limit, options)
 

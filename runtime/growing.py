@@ -145,9 +145,7 @@ class GrowingWindow:
             return None
         sample, n_words = boundary
         n_tokens = self._n_tokens(sum(_n_characters(word.text) for word in words[:n_words]))
-        after = GrowingWindow(
-            self._engine, self.start + sample, self.committed[n_tokens:], self.logprobs[n_tokens:]
-        )
+        after = GrowingWindow(self._engine, self.start + sample, self.committed[n_tokens:], self.logprobs[n_tokens:])
         after.hear(self._samples[sample:])
         after.n_said = max(0, self.n_said - n_tokens)
         after._tail, after._n_judged = self._tail, after.n_samples - self.n_new

@@ -50,7 +50,7 @@ class ProfileStore(People):
 
     def __init__(self, bundle: Bundle, root: Path | None = None) -> None:
         super().__init__(root)
-        checksums = [bundle.manifest["files"][name]["sha256"] for name in REQUIRED]
+        checksums = [bundle.manifest["files"][bundle.stored(name)]["sha256"] for name in REQUIRED]
         self.bundle_id = hashlib.sha256(" ".join(checksums).encode()).hexdigest()[:16]
         self.folder = self.root / self.bundle_id
 

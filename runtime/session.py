@@ -84,7 +84,7 @@ class Engine:
         self.dims = bundle.dims
         self.tokens = bundle.tokens
         self.threads = threads or min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
-        self.tokenizer = Tokenizer(bundle.file("tokenizer.json"), bundle.tokens)
+        self.tokenizer = Tokenizer(bundle)
         self._weights: list[ort.OrtValue] = []  # the sessions read overrides where they are
         parts = _by_file(bundle, overrides or {})
         self._encoder, self._decoder = (

@@ -328,6 +328,4 @@ class StreamingSession:
         if now == utterance.shown:
             return []
         utterance.shown = now
-        return [
-            StreamEvent("partial", utterance.number, utterance.start / SAMPLE_RATE, self.time_s, *now)
-        ]
+        return [StreamEvent("partial", utterance.number, utterance.start / SAMPLE_RATE, self.time_s, *now)]

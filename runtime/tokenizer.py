@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import tokenizers
 
-from whisperfold.runtime.bundle import Tokens
+from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.errors import BundleError, ConfigError
 
 TIMESTAMP_S = 0.02
@@ -27,20 +26,17 @@ _NO_SPACES = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 class Tokenizer:
     """Text and special tokens of one checkpoint."""
 
-    def __init__(self, path: Path, tokens: Tokens) -> None:
-        """Load the vocabulary.
-
-        Args:
-            path: tokenizer.json.
-            tokens: special ids of the bundle.
+    def __init__(self, bundle: Bundle) -> None:
+        """Load the vocabulary of a bundle.
 
         Raises:
-            BundleError: the file is not a tokenizer.
+            BundleError: its tokenizer.json is none.
         """
-        self.tokens = tokens
+        self.tokens = bundle.tokens
         try:
-            self._bpe = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust side raises plain Exception
+            self._bpe = tokenizers.Tokenizer.from_buffer(bundle.read("tokenizer.json"))
+        except ValueError as error:
+            path = bundle.file(bundle.stored("tokenizer.json"))
             raise BundleError(f"{path}: not a tokenizer ({error}); compile the bundle again") from error
 
     def encode(self, text: str) -> list[int]:

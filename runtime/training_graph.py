@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,12 +56,12 @@ class TrainingGraph:
         """
         matrices(bundle)
         self.bundle = bundle
-        self._tokenizer = Tokenizer(bundle.file("tokenizer.json"), bundle.tokens)
+        self._tokenizer = Tokenizer(bundle)
         self.start = tuple(self._tokenizer.sot_sequence(language))
         """The sot sequence, with the language."""
         try:
             self._session = ort.InferenceSession(
-                str(bundle.file(GRAPH)), _options(threads), providers=["CPUExecutionProvider"]
+                bundle.read(GRAPH), _options(threads, bundle.path), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise BundleError(f"{bundle.file(GRAPH)}: onnxruntime cannot load it ({error}); compile again") from error
@@ -103,13 +104,14 @@ class TrainingGraph:
         }
 
 
-def _options(threads: int) -> ort.SessionOptions:
-    """Weights stay mapped, and no plan is made for a length that never comes again."""
+def _options(threads: int, weights: Path) -> ort.SessionOptions:
+    """Weights stay mapped in the files of that folder, and no plan is made for a length that never comes again."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False
     options.log_severity_level = 3
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # Else DequantizeLinear + MatMul becomes an integer product, and the gradients are wrong.

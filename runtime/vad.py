@@ -204,9 +204,7 @@ def has_speech(samples: np.ndarray, options: VadOptions | None = None) -> bool:
     if is_silent(samples):
         return False
     detector = VoiceDetector(options)
-    return any(
-        detector.push(samples[first : first + _STEP_SAMPLES]) for first in range(0, samples.size, _STEP_SAMPLES)
-    )
+    return any(detector.push(samples[first : first + _STEP_SAMPLES]) for first in range(0, samples.size, _STEP_SAMPLES))
 
 
 def is_silent(samples: np.ndarray) -> bool:

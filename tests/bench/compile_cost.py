@@ -22,6 +22,8 @@ from typing import Any
 
 from machine import DEFAULT_BUNDLE, RESULTS, describe_machine, save_result
 
+from whisperfold.runtime.bundle import Bundle
+
 MODELS = ("tiny.en", "base", "small-shaped")
 SMALL = {"n_audio_state": 768, "n_audio_head": 12, "n_audio_layer": 12, "n_vocab": 51864}
 SMALL |= {"n_text_state": 768, "n_text_head": 12, "n_text_layer": 12}
@@ -55,7 +57,7 @@ def compile_one(name: str, budget: str, heal: bool) -> list[dict[str, Any]]:
         if source != "small-shaped":
             return load_source(source, **options)
         folder = Path(tempfile.mkdtemp(dir=scratch))
-        shutil.copy(DEFAULT_BUNDLE / "tokenizer.json", folder)
+        (folder / "tokenizer.json").write_bytes(Bundle.open(DEFAULT_BUNDLE).read("tokenizer.json"))
         made = tiny_checkpoint(folder, dims=replace(DIMS, **SMALL))
         for tensor in made.state.values():  # as large as a trained model's, so that nothing overflows in twelve layers
             if tensor.ndim > 1:

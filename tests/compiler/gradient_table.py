@@ -74,7 +74,7 @@ def utterance(length_s: float) -> tuple[np.ndarray, str]:
 def speech_feed(bundle: Bundle, case: Case) -> Feed:
     """The inputs of adapt.onnx for a batch, as in runtime/training_graph.py; padded positions count nothing."""
     items = [utterance(length_s) for length_s in case.lengths_s]
-    tokenizer, eot = Tokenizer(bundle.file("tokenizer.json"), bundle.tokens), bundle.tokens.eot
+    tokenizer, eot = Tokenizer(bundle), bundle.tokens.eot
     start = tokenizer.sot_sequence("en" if bundle.tokens.multilingual else None)
     sequences = [[*start, *tokenizer.encode(" " + text), eot] for _, text in items]
     n = max(map(len, sequences)) - 1

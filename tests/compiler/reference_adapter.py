@@ -113,7 +113,8 @@ def onnx_gradients(bundle: Bundle, feed: Feed, adapter: Feed) -> tuple[float, Fe
     options.log_severity_level = 3
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = ort.InferenceSession(str(bundle.file(GRAPH_NAME)), options, providers=["CPUExecutionProvider"])
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
+    session = ort.InferenceSession(bundle.read(GRAPH_NAME), options, providers=["CPUExecutionProvider"])
     names = ["loss", *(f"grad.{name}" for name in adapter)]
     loss, *gradients = session.run(names, {"scaling": np.array(SCALING, np.float32), **feed, **adapter})
     return float(loss), dict(zip(adapter, gradients, strict=True))

@@ -84,9 +84,7 @@ def test_interrupted_compile_goes_on(compile_tiny: Any, monkeypatch: pytest.Monk
 def test_full_rank_without_healing_is_the_original(compile_tiny: Any, tiny: Checkpoint) -> None:
     import onnx
 
-    bundle, _ = compile_tiny(
-        budget="100%", precision="fp32", window="full"
-    )
+    bundle, _ = compile_tiny(budget="100%", precision="fp32", window="full")
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(bundle.path / "encoder.onnx").graph.initializer}
     expected = tiny.state["encoder.layers.1.ffn.fc1.weight"].numpy().T
     np.testing.assert_array_equal(stored["encoder.layers.1.ffn.fc1.weight"], expected)

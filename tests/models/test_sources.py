@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from whisperfold.models import sources
-from whisperfold.models.sources import Checkpoint, load_source, sinusoids
-from whisperfold.models.whisper import Whisper
+from whisperfold.models.sources import Checkpoint, load_source
+from whisperfold.models.whisper import Whisper, sinusoids
+from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.errors import SourceError
 
 
@@ -29,7 +30,7 @@ def hugging_face(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) ->
         decoder_attention_heads=2, encoder_ffn_dim=256, decoder_ffn_dim=256,
     )  # fmt: skip
     WhisperForConditionalGeneration(config).save_pretrained(folder)
-    (folder / "tokenizer.json").write_bytes((bundle_path / "tokenizer.json").read_bytes())
+    (folder / "tokenizer.json").write_bytes(Bundle.open(bundle_path, check=False).read("tokenizer.json"))
     return folder
 
 

@@ -1,6 +1,7 @@
 """The bundle on disk: opened whole or not at all, replaced whole or not at all."""
 
 import errno
+import gzip
 import json
 import os
 import shutil
@@ -66,7 +67,28 @@ def test_written_then_opened(written: Path) -> None:
     assert bundle.dims.n_vocab == 100 and bundle.tokens.suppress == (1, 2) and bundle.window.tail_s == 0.5
     assert bundle.alignment_heads == [(0, 1)]
     assert bundle.size_bytes == 14_002
-    assert bundle.file("tokenizer.json").read_bytes() == b"{}"
+    assert bundle.read("tokenizer.json") == b"{}"
+
+
+def test_packed_files_are_read_unpacked(tmp_path: Path) -> None:
+    packed = {name: content for name, content in FILES.items() if name != "tokenizer.json"}
+    packed["tokenizer.json.gz"] = gzip.compress(b'{"model": 1}')
+    bundle = write_bundle(tmp_path / "test", packed, MANIFEST)
+    assert bundle.stored("tokenizer.json") == "tokenizer.json.gz"
+    assert bundle.read("tokenizer.json") == b'{"model": 1}'
+    assert Bundle.open(bundle.path).read("decoder.onnx") == FILES["decoder.onnx"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not gzip", gzip.compress(b"cut short" * 100)[:-9]])
+def test_damaged_packed_file(tmp_path: Path, content: bytes) -> None:
+    bundle = write_bundle(tmp_path / "test", {**FILES, "adapt.onnx.gz": content}, MANIFEST)
+    with pytest.raises(BundleError, match="adapt.onnx.gz: not readable"):
+        bundle.read("adapt.onnx")
+
+
+def test_format_1_is_still_read(written: Path) -> None:
+    edit(written, format=1)
+    assert Bundle.open(written).read("tokenizer.json") == b"{}"
 
 
 def test_files_may_come_from_paths(tmp_path: Path) -> None:
@@ -110,7 +132,7 @@ def test_manifest_that_is_no_object(written: Path) -> None:
         Bundle.open(written)
 
 
-@pytest.mark.parametrize(("version", "message"), [(2, "upgrade whisperfold"), (0, "format 0"), ("1", "format '1'")])
+@pytest.mark.parametrize(("version", "message"), [(3, "upgrade whisperfold"), (0, "format 0"), ("1", "format '1'")])
 def test_other_format(written: Path, version: object, message: str) -> None:
     edit(written, format=version)
     with pytest.raises(BundleError, match=message):

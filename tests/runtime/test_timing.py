@@ -68,7 +68,7 @@ def fake_result(tokens: list[int], n_rows: int, n_positions: int = 100) -> Decod
 
 
 def test_a_transcript_without_eot_ends_with_the_audio(bundle: Bundle) -> None:
-    tokenizer = Tokenizer(bundle.file("tokenizer.json"), bundle.tokens)
+    tokenizer = Tokenizer(bundle)
     tokens = tokenizer.encode(" one two three")
     words = word_timestamps(fake_result(tokens, len(tokens)), tokenizer, 1.5)
     assert [word.text for word in words] == [" one", " two", " three"]
@@ -77,7 +77,7 @@ def test_a_transcript_without_eot_ends_with_the_audio(bundle: Bundle) -> None:
 
 
 def test_punctuation_stays_with_its_word(bundle: Bundle) -> None:
-    tokenizer = Tokenizer(bundle.file("tokenizer.json"), bundle.tokens)
+    tokenizer = Tokenizer(bundle)
     tokens = tokenizer.encode(' He said, "yes!" (no).')
     words = word_timestamps(fake_result(tokens, len(tokens) + 1), tokenizer, 2.0)
     assert "".join(word.text for word in words) == ' He said, "yes!" (no).'
@@ -85,7 +85,7 @@ def test_punctuation_stays_with_its_word(bundle: Bundle) -> None:
 
 
 def test_timestamp_tokens_cut_a_window(bundle: Bundle) -> None:
-    tokenizer = Tokenizer(bundle.file("tokenizer.json"), bundle.tokens)
+    tokenizer = Tokenizer(bundle)
     begin = bundle.tokens.timestamp_begin
     tokens = (begin, 11, 12, begin + 50, begin + 60, 13, begin + 900)
     assert list(timestamp_spans(tokens, tokenizer, 3.0)) == [

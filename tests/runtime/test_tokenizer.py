@@ -1,6 +1,5 @@
 """Token ids <-> text."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,15 @@ from whisperfold.runtime.tokenizer import Tokenizer
 
 @pytest.fixture(scope="module")
 def tokenizer(bundle: Bundle) -> Tokenizer:
-    return Tokenizer(bundle.file("tokenizer.json"), bundle.tokens)
+    return Tokenizer(bundle)
 
 
 @pytest.fixture(scope="module")
 def multilingual(bundle: Bundle) -> Tokenizer:
     """The same vocabulary with a multilingual model's start sequence."""
-    tokens = replace(bundle.tokens, multilingual=True, languages={"en": 50259, "de": 50261})
-    return Tokenizer(bundle.file("tokenizer.json"), tokens)
+    changes = {"multilingual": True, "languages": {"en": 50259, "de": 50261}}
+    tokens = {**bundle.manifest["tokens"], **changes}
+    return Tokenizer(Bundle(bundle.path, {**bundle.manifest, "tokens": tokens}))
 
 
 @pytest.mark.parametrize("text", [" Hello, world.", " It's 3,5 % of 10 €", " Straße", " 日本語", " 🎉 done", ""])
@@ -96,4 +96,4 @@ def test_unfinished_character_is_kept(tokenizer: Tokenizer) -> None:
 def test_not_a_tokenizer(tmp_path: Path, bundle: Bundle) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="tokenizer.json: not a tokenizer"):
-        Tokenizer(tmp_path / "tokenizer.json", bundle.tokens)
+        Tokenizer(Bundle(tmp_path, {**bundle.manifest, "files": {"tokenizer.json": {}}}))
