@@ -2,8 +2,9 @@
 
 A matrix product with a stored weight becomes DynamicQuantizeMatMul: weight uint8 with one scale per output channel
 and zero point 128, activations quantised as they come. uint8 on both sides, because on AVX2 without VNNI the signed
-kernels saturate (docs/decisions/0004). Convolutions and position tables, which no integer kernel reads, are
-stored in float16. A matrix that loses more than `max_error` stays float32: never a surprise.
+kernels saturate (docs/decisions/0004). A matrix that loses more than `max_error` stays float32: never a surprise.
+Convolutions and position tables, which no integer kernel reads, are stored in 8 bits too, one scale per filter or row,
+and unpacked when the device loads the graph.
 
 A matrix that is given in 4 bits (blocks.py) becomes MatMulNBits on inputs times the column factors. Where it is looked
 up too (the token embedding), its rows are unpacked by ordinary nodes, so that it is stored once.
@@ -84,11 +85,11 @@ def quantize(
             stored |= {name: quantized, f"{name}.scale": scale, f"{name}.zero_point": zero_points}
     nodes = _rewrite(model, stored, weights, blocks)
     kept = {name: array for name, array in weights.items() if name not in stored}
-    halves, casts = _halve(kept)
-    initializers = [numpy_helper.from_array(array, name) for name, array in {**kept, **halves, **stored}.items()]
-    used = {name for node in [*nodes, *casts] for name in node.input}
+    packed, unpacking = _pack_rows(kept)
+    initializers = [numpy_helper.from_array(array, name) for name, array in {**kept, **packed, **stored}.items()]
+    used = {name for node in [*nodes, *unpacking] for name in node.input}
     graph = helper.make_graph(
-        [*casts, *nodes],
+        [*unpacking, *nodes],
         model.graph.name,
         list(model.graph.input),
         list(model.graph.output),
@@ -206,13 +207,28 @@ def _dequantized_columns(gather: onnx.NodeProto) -> list[onnx.NodeProto]:
     ]
 
 
-def _halve(kept: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[onnx.NodeProto]]:
-    """Take convolution weights and position tables out of kept; return them as float16 and the casts back."""
-    names = [name for name in kept if name.endswith(".positions") or (".conv" in name and name.endswith(".weight"))]
-    halves = {f"{name}.half": kept.pop(name).astype(np.float16) for name in names}
-    to_float = int(onnx.TensorProto.FLOAT)
-    casts = [helper.make_node("Cast", [f"{name}.half"], [name], f"{name}.cast", to=to_float) for name in names]
-    return halves, casts
+def _pack_rows(kept: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[onnx.NodeProto]]:
+    """Take convolution weights and position tables out of kept; return them in 8 bits and the nodes that unpack them.
+
+    onnxruntime runs these nodes once, when it loads the graph; it would keep a DequantizeLinear.
+    """
+    packed: dict[str, np.ndarray] = {}
+    nodes = []
+    tables = [name for name in kept if name.endswith(".positions") or (".conv" in name and name.endswith(".weight"))]
+    for name in tables:
+        weight = kept.pop(name)
+        quantized, scale = quantize_columns(weight.reshape(len(weight), -1).T)
+        packed |= {
+            f"{name}.rows": np.ascontiguousarray(quantized.T).reshape(weight.shape),
+            f"{name}.rows.scale": scale.reshape(-1, *[1] * (weight.ndim - 1)),
+            "rows.zero_point": np.array(ZERO_POINT, np.float32),
+        }
+        nodes += [
+            _to_float(f"{name}.rows", f"{name}.rows.f"),
+            helper.make_node("Sub", [f"{name}.rows.f", "rows.zero_point"], [f"{name}.rows.c"], f"{name}.rows.c"),
+            helper.make_node("Mul", [f"{name}.rows.c", f"{name}.rows.scale"], [name], f"{name}.unpacked"),
+        ]
+    return packed, nodes
 
 
 def count_bytes(models: list[onnx.ModelProto]) -> dict[str, int]:

@@ -74,9 +74,13 @@ def torch_model(bundle: Bundle) -> Whisper:
     ).eval()
     state = dict(model.state_dict())
     for name in state:
-        for source in (name, f"{name}.half"):
-            if source in stored and stored[source].shape == tuple(state[name].shape):
-                state[name] = torch.tensor(stored[source].astype(np.float32))
+        if name in stored and stored[name].shape == tuple(state[name].shape):
+            state[name] = torch.tensor(stored[name])
+        elif f"{name}.rows" in stored:
+            rows = stored[f"{name}.rows"].astype(np.float32) - 128
+            state[name] = torch.tensor(rows * stored[f"{name}.rows.scale"])
+        elif f"{name}.half" in stored:  # bundles of format 1
+            state[name] = torch.tensor(stored[f"{name}.half"].astype(np.float32))
     for name, parts in matrix_parts(bundle).items():
         weight, bias, first = matrix(f"{name}.weight"), stored.get(f"{name}.bias"), 0
         for part in parts:
