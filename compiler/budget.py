@@ -144,21 +144,41 @@ def measure_sensitivity(
     return cuts
 
 
-def parse_budget(text: str) -> tuple[str, float]:
-    """Return ("fraction", 0.8) for "80%" of the encoder layers' parameters, ("bytes", 25e6) for "25MB" of bundle.
+@dataclass(frozen=True)
+class Budget:
+    """What may be kept."""
+
+    encoder: float = 1.0
+    """Share of the encoder layers' parameters."""
+    bytes: float | None = None
+    """Size of the bundle; None is any."""
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The sides that may have to pay."""
+        return ("encoder", "decoder") if self.bytes is not None else ("encoder",) if self.encoder < 1 else ()
+
+
+def parse_budget(text: str) -> Budget:
+    """Parse "80%" of the encoder layers' parameters, "25MB" of bundle, or both: "55%, 50MB".
 
     Raises:
         ConfigError: neither form, or out of range.
     """
-    text = text.strip()
+    budget = Budget()
     try:
-        if text.endswith("%") and 20 <= float(text[:-1]) <= 100:
-            return "fraction", float(text[:-1]) / 100
-        if text.upper().endswith("MB") and float(text[:-2]) > 0:
-            return "bytes", float(text[:-2]) * 1e6
+        for part in map(str.strip, text.split(",")):
+            if part.endswith("%") and 20 <= float(part[:-1]) <= 100:
+                budget = replace(budget, encoder=float(part[:-1]) / 100)
+            elif part.upper().endswith("MB") and float(part[:-2]) > 0:
+                budget = replace(budget, bytes=float(part[:-2]) * 1e6)
+            else:
+                raise ValueError(part)
     except ValueError:
-        pass
-    raise ConfigError(f"budget {text!r}: expected 20% to 100% of the encoder layers, or a bundle size such as 25MB")
+        raise ConfigError(
+            f"budget {text!r}: expected 20% to 100% of encoder layers, a bundle size such as 25MB, or both (55%, 50MB)"
+        ) from None
+    return budget
 
 
 def spend(cuts: list[Cut], full: dict[str, int], params_to_save: float) -> dict[str, int]:

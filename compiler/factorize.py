@@ -13,6 +13,8 @@ Twins after AdaPTwin (arXiv 2406.08904); its code is not public, this is our own
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -28,14 +30,16 @@ RIDGE = 1e-4
 """Added to the diagonal of E[h h^T], relative to its mean."""
 
 
+@lru_cache(maxsize=4)
 def matrix_roots(moment: Tensor, floor: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """Return the symmetric square root of a second moment (d, d) and its inverse, float64.
+    """Return the symmetric square roots of second moments ([H,] d, d) and their inverses, float64.
 
-    Eigenvalues are floored at floor times the largest, so that directions the data never used stay finite.
+    Eigenvalues are floored at floor times the largest, so that directions the data never used stay finite. The last
+    results are kept (by the tensor itself, which nobody changes): all widths of a site are tried with the same ones.
     """
     values, vectors = torch.linalg.eigh(moment.double())
-    values = values.clamp_min(floor * float(values.max().clamp_min(1e-12))).sqrt()
-    return vectors * values @ vectors.T, vectors / values @ vectors.T
+    values = torch.maximum(values, floor * values.amax(-1, keepdim=True).clamp_min(1e-12)).sqrt()[..., None, :]
+    return vectors * values @ vectors.mT, vectors / values @ vectors.mT
 
 
 def _truncate(
@@ -91,10 +95,10 @@ def _value_out(attn: Attention, moments: Moments, name: str, width: int) -> tupl
     value = attn.v.weight.double().unflatten(0, (attn.n_head, -1))
     out = attn.out.weight.double().unflatten(1, (attn.n_head, -1))
     identity = torch.eye(out.shape[0], dtype=torch.float64)
+    root, inverse = matrix_roots(moments[f"{name}.value"])
     cuts = []
     for h in range(attn.n_head):
-        roots = matrix_roots(moments[f"{name}.value"][h])
-        cuts.append(_truncate(value[h].T, out[:, h].T, roots, (identity, identity), width))
+        cuts.append(_truncate(value[h].T, out[:, h].T, (root[h], inverse[h]), (identity, identity), width))
     return (
         torch.cat([c[0].T for c in cuts]),
         torch.cat([c[1].T for c in cuts], 1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from whisperfold.compiler.budget import (
+    Budget,
     Cut,
     Probe,
     measure_cut,
@@ -22,13 +23,19 @@ from whisperfold.runtime.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("80%", ("fraction", 0.8)), ("38MB", ("bytes", 38e6)), (" 25 mb", ("bytes", 25e6))]
+    ("text", "expected"),
+    [
+        ("80%", Budget(0.8)),
+        ("38MB", Budget(bytes=38e6)),
+        (" 25 mb", Budget(bytes=25e6)),
+        ("55%, 50MB", Budget(0.55, 50e6)),
+    ],
 )
-def test_parse(text: str, expected: tuple[str, float]) -> None:
+def test_parse(text: str, expected: Budget) -> None:
     assert parse_budget(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "80", "5%", "140%", "xMB", "-1MB"])
+@pytest.mark.parametrize("text", ["", "80", "5%", "140%", "xMB", "-1MB", "55%,", "25MB 55%"])
 def test_parse_refuses(text: str) -> None:
     with pytest.raises(ConfigError, match="expected 20% to 100%"):
         parse_budget(text)
