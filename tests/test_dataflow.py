@@ -21,6 +21,7 @@ NOT_ON_THE_DEVICE = {
     "onnxscript",
     "matplotlib",
     "jiwer",
+    "wordfreq",
 }
 ONLY_WITH_THE_SERVE_EXTRA = {
     "starlette",

@@ -1,0 +1,105 @@
+"""A vocabulary cut to a language: what it keeps is written as before, nothing becomes unsayable, logits stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from whisperfold.compiler.blocks import quantize_blocks
+from whisperfold.compiler.teacher import Lesson
+from whisperfold.compiler.vocabulary import Vocabulary, cut_vocabulary
+from whisperfold.models.sources import Checkpoint
+from whisperfold.models.whisper import Whisper
+from whisperfold.runtime.errors import ConfigError
+
+COMMON = " And so, my fellow Americans: ask not what your country can do for you. It's 1961, isn't it?"
+RARE = " Zwölfeinhalb 日本語 floccinaucinihilipilification {x} 🎉\n"
+
+
+@pytest.fixture(scope="module")
+def english(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+    return cut_vocabulary(tiny, "en", [], tmp_path_factory.mktemp("vocabulary"))
+
+
+def test_what_is_common_is_written_as_before(tiny: Checkpoint, english: Vocabulary) -> None:
+    old, new = (Tokenizer.from_file(str(path)) for path in (tiny.tokenizer, english.tokenizer))
+    ids = new.encode(COMMON, add_special_tokens=False).ids
+    assert [english.kept[i] for i in ids] == old.encode(COMMON, add_special_tokens=False).ids
+    assert new.decode(ids) == COMMON
+
+
+def test_what_is_rare_can_still_be_written(tiny: Checkpoint, english: Vocabulary) -> None:
+    old, new = (Tokenizer.from_file(str(path)) for path in (tiny.tokenizer, english.tokenizer))
+    ids = new.encode(RARE, add_special_tokens=False).ids
+    assert new.decode(ids) == RARE
+    assert len(ids) > len(old.encode(RARE, add_special_tokens=False).ids)
+
+
+def test_it_is_smaller_and_special_tokens_are_the_same(tiny: Checkpoint, english: Vocabulary) -> None:
+    cut = english.checkpoint(tiny)
+    assert 30_000 < cut.dims.n_vocab < 40_000 < tiny.dims.n_vocab
+    assert cut.tokens["timestamp_begin"] + 1501 == cut.dims.n_vocab
+    tokenizer = Tokenizer.from_file(str(cut.tokenizer))
+    for name, token in (
+        ("eot", "<|endoftext|>"),
+        ("sot", "<|startoftranscript|>"),
+        ("no_timestamps", "<|notimestamps|>"),
+    ):
+        assert cut.tokens[name] == tokenizer.token_to_id(token)
+        assert english.kept[cut.tokens[name]] == tiny.tokens[name]
+    assert cut.tokens["languages"].keys() == tiny.tokens["languages"].keys()
+    assert cut.tokens["multilingual"] is tiny.tokens["multilingual"]
+    assert {english.kept[i] for i in cut.tokens["suppress"]} <= set(tiny.tokens["suppress"])
+    assert tokenizer.encode("yes").ids[0] == cut.tokens["sot"]
+
+
+def test_logits_of_the_kept_tokens_are_the_same(tiny: Checkpoint, english: Vocabulary) -> None:
+    model = Whisper.from_state(tiny.dims, tiny.state).eval()
+    mel, ids = torch.randn(1, 80, 60), torch.tensor([[english.kept.index(token) for token in tiny_prompt(tiny)]])
+    with torch.no_grad():
+        expected = model(mel, torch.tensor([tiny_prompt(tiny)]))[..., list(english.kept)]
+        found = english.model(model).eval()(mel, ids)
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5)
+
+
+def tiny_prompt(tiny: Checkpoint) -> list[int]:
+    return [tiny.tokens["sot"], tiny.tokens["no_timestamps"], 262]
+
+
+def test_blocks_keep_their_rows() -> None:
+    blocks = quantize_blocks(torch.randn(10, 128), torch.eye(128))
+    cut = Vocabulary((1, 4, 9), Path()).blocks(blocks)
+    np.testing.assert_array_equal(cut.dequantized(), blocks.dequantized()[[1, 4, 9]])
+
+
+def test_lessons_are_renumbered_and_those_in_lost_tokens_left_out() -> None:
+    hidden = torch.zeros(1, 4)
+
+    def lesson(*ids: int) -> Lesson:
+        return Lesson(SimpleNamespace(), np.zeros(1, np.float32), hidden, [(torch.tensor(ids), hidden)])  # type: ignore[arg-type]
+
+    found = Vocabulary((1, 4, 9), Path()).lessons([lesson(1, 9), lesson(1, 2), lesson(4)])
+    assert [item.sequences[0][0].tolist() for item in found] == [[0, 2], [1]]
+
+
+def test_what_was_said_stays(tiny: Checkpoint, tmp_path: Path) -> None:
+    ids = Tokenizer.from_file(str(tiny.tokenizer)).encode(RARE, add_special_tokens=False).ids
+    kept = cut_vocabulary(tiny, "en", ids, tmp_path)
+    new = Tokenizer.from_file(str(kept.tokenizer))
+    assert [kept.kept[i] for i in new.encode(RARE, add_special_tokens=False).ids] == ids
+
+
+def test_two_languages_keep_more(tiny: Checkpoint, english: Vocabulary, tmp_path: Path) -> None:
+    both = cut_vocabulary(tiny, "en,de", [], tmp_path)
+    assert set(english.kept) < set(both.kept)
+
+
+def test_unknown_language(tiny: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="vocabulary 'xx': no word list; expected all, or codes of ar"):
+        cut_vocabulary(tiny, "xx", [], tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists()
