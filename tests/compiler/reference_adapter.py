@@ -96,6 +96,11 @@ def torch_model(bundle: Bundle) -> Whisper:
         rows = matrix(embedding).T.copy()
     state[f"{embedding}.weight"] = torch.tensor(rows)
     model.load_state_dict(state)
+    for name, parts in matrix_parts(bundle).items():
+        if f"{name}.smooth" in stored:
+            quiet = torch.tensor(stored[f"{name}.smooth"])
+            projection = model.get_submodule(parts[0].module)
+            projection.register_forward_pre_hook(lambda _, inputs, quiet=quiet: (inputs[0] * quiet.to(inputs[0]),))
     return model
 
 
