@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from whisperfold.compiler.manifests import read_items
 from whisperfold.compiler.parity import check, compare
 from whisperfold.compiler.quantize import MatrixError, as_facts, count_bytes, quantize
 from whisperfold.compiler.report import write_report
+from whisperfold.compiler.smooth import measure_peaks, smooth
 from whisperfold.compiler.wer import evaluate
 from whisperfold.models.dims import Widths
 from whisperfold.models.whisper import Whisper
@@ -57,7 +58,13 @@ class Graphs:
 
 
 def build_graphs(
-    model: Whisper, alignment_heads: list[list[int]], precision: str, blocks: Mapping[str, Blocks] | None = None
+    model: Whisper,
+    alignment_heads: list[list[int]],
+    precision: str,
+    blocks: Mapping[str, Blocks] | None = None,
+    heard: Sequence[Lesson] = (),
+    window: str = "full",
+    tail_s: float = 0.0,
 ) -> Graphs:
     """Export a model.
 
@@ -66,10 +73,16 @@ def build_graphs(
         alignment_heads: of the checkpoint.
         precision: "fp32"; else 8 bits, and 4 for what is in blocks.
         blocks: matrices in 4 bits, by the names of the graphs' initializers.
+        heard: what tells loud channels, which are smoothed before 8 bits; none: nothing is smoothed.
+        window: "short" or "full", at which heard is heard.
+        tail_s: silence after it in a short window, seconds.
     """
     graphs = [encoder_graph(model), decoder_graph(model, alignment_heads)]
     errors: list[MatrixError] = []
     if precision != "fp32":
+        if heard:
+            peaks = measure_peaks(graphs[0], graphs[1], list(heard), window, tail_s)
+            graphs = [smooth(graph, peaks, blocks or ()) for graph in graphs]
         quantized = [quantize(graph, blocks=blocks) for graph in graphs]
         graphs = [graph for graph, _ in quantized]
         errors = [error for _, found in quantized for error in found]
@@ -79,6 +92,7 @@ def build_graphs(
 
 def estimate_bytes(model: Whisper, run: Compile) -> float:
     """Return the size in bytes of the bundle that the uncut model would give."""
+    run, model = run.with_vocabulary(model)
     graphs = build_graphs(model, run.checkpoint.alignment_heads, run.config.precision, run.blocks)
     beside = LAYER_BYTES * (len(model.encoder.layers) + len(model.decoder.layers)) + REPORT_BYTES
     return sum(map(len, graphs.files.values())) + len(packed_json(run.checkpoint.tokenizer)) + beside
@@ -125,7 +139,8 @@ def write_model(
     report: bytes | None = None,
 ) -> Bundle:
     """Export a model and write it as a bundle."""
-    graphs = build_graphs(model, run.checkpoint.alignment_heads, precision, run.blocks)
+    heads, tail_s = run.checkpoint.alignment_heads, run.config.tail_s
+    graphs = build_graphs(model, heads, precision, run.blocks, run.heard, window, tail_s)
     files: dict[str, Path | bytes] = {
         **graphs.files,
         "tokenizer.json.gz": packed_json(run.checkpoint.tokenizer),
@@ -197,7 +212,7 @@ def check_parity(model: Whisper, run: Compile, lessons: list[Lesson]) -> dict[st
     check(exact)
     found = {"fp32_max_logit_difference": round(exact.max_difference, 7)}
     if config.precision != "fp32":
-        graphs = build_graphs(model, heads, config.precision, run.blocks)
+        graphs = build_graphs(model, heads, config.precision, run.blocks, run.heard, config.window, config.tail_s)
         near = compare(model, graphs.files, lessons, config.window, config.tail_s)
         found[f"{config.precision}_kl_nats_per_token"] = round(near.kl, 6)
     return found
@@ -205,8 +220,10 @@ def check_parity(model: Whisper, run: Compile, lessons: list[Lesson]) -> dict[st
 
 def export_bundle(output: Path, model: Whisper, run: Compile, lessons: list[Lesson], facts: dict[str, Any]) -> Bundle:
     """Check the graphs, write the final bundle, measure it, and leave its report in it."""
-    config = run.config
-    parity = check_parity(model, run, lessons[:PARITY_LESSONS])
+    config, vocabulary = run.config, run.vocabulary
+    run, model = run.with_vocabulary(model)
+    checked = vocabulary.lessons(lessons[:PARITY_LESSONS]) if vocabulary else lessons[:PARITY_LESSONS]
+    parity = check_parity(model, run, checked)
     run.work.console.print("  graphs against torch: " + ", ".join(f"{k} {v:.2g}" for k, v in parity.items()))
     label = f"bundle, {config.precision}"
     bundle = write_model(run.work.file("stage-bundle"), model, run, config.window, config.precision, {"results": {}})

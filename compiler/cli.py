@@ -20,10 +20,14 @@ def compile_command(
     speaker: Annotated[str | None, typer.Option(help="Labelled recordings of one person to adapt to.")] = None,
     verify: Annotated[list[str] | None, typer.Option(help="Set with transcripts to measure after every stage.")] = None,
     budget: Annotated[
-        str | None, typer.Option(help="80% of the encoder layers, or a bundle size such as 38MB.")
+        str | None, typer.Option(help="80% of the encoder layers, a bundle size such as 38MB, or both: 55%,50MB.")
+    ] = None,
+    max_wer: Annotated[
+        float | None, typer.Option(help="Instead of a budget: points of WER that a set may lose before healing.")
     ] = None,
     window: Annotated[str | None, typer.Option(help="short or full (30 s).")] = None,
     precision: Annotated[str | None, typer.Option(help="int8, mixed (4-bit token embedding) or fp32.")] = None,
+    vocabulary: Annotated[str | None, typer.Option(help="all, or languages to keep the tokens of: en,de.")] = None,
     heal_epochs: Annotated[float | None, typer.Option(help="Passes over the speech; 0 heals nothing.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file; flags go before it.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder of stage artefacts; default BUNDLE.work.")] = None,
@@ -42,8 +46,10 @@ def compile_command(
         "speaker": speaker,
         "verify": verify or None,
         "budget": budget,
+        "max_wer": max_wer,
         "window": window,
         "precision": precision,
+        "vocabulary": vocabulary,
         "heal_epochs": heal_epochs,
         "revision": revision,
     }

@@ -14,6 +14,7 @@ from whisperfold.compiler.adapters import ADAPTERS
 from whisperfold.compiler.budget import parse_budget
 from whisperfold.compiler.frames import FramesConfig
 from whisperfold.compiler.heal import HealConfig
+from whisperfold.compiler.student import StudentConfig
 from whisperfold.runtime.errors import ConfigError
 
 WINDOWS = ("short", "full")
@@ -35,7 +36,9 @@ class CompileConfig:
     verify: tuple[str, ...] = ()
     """Manifests with transcripts; the WER after every stage is measured on them."""
     budget: str = "100%"
-    """What to keep: a share of the encoder layers' parameters (80%) or a bundle size (38MB)."""
+    """What to keep: a share of the encoder layers' parameters (80%), a bundle size (38MB), or both (55%, 50MB)."""
+    max_wer: float | None = None
+    """Instead of a budget: cut as much as leaves the WER of every verify set within so many points, before healing."""
     window: str = "short"
     """"short": encode what was said and a tail; "full": always 30 s, as the original."""
     tail_s: float = 0.5
@@ -44,6 +47,8 @@ class CompileConfig:
     """Longest speech in one window, seconds."""
     precision: str = "int8"
     """int8, fp32, or mixed: the token embedding in 4 bits, the rest in 8."""
+    vocabulary: str = "all"
+    """all, or the languages whose words the bundle keeps whole tokens for: en,de."""
     join_s: tuple[float, float] = (2.0, 14.0)
     """Clips of one speaker are joined until a length drawn from this range, seconds."""
     every_nth: int = 1
@@ -57,6 +62,8 @@ class CompileConfig:
     threads: int = 2
     """torch threads."""
     seed: int = 0
+    student: StudentConfig = field(default_factory=StudentConfig)
+    """Distil a decoder of fewer layers first; by default none."""
     window_heal: HealConfig = field(default_factory=HealConfig)
     """The uncut model learns the short window."""
     frames: FramesConfig = field(default_factory=FramesConfig)
@@ -79,6 +86,8 @@ class CompileConfig:
             ("tail_s", self.tail_s, 0.0, 5.0),
             ("max_s", self.max_s, 2.0, 29.0),
             ("every_nth", self.every_nth, 1, 1000),
+            ("student.decoder_layers", self.student.decoder_layers, 0, 100),
+            ("student.epochs", self.student.epochs, 0, 1000),
             ("window_heal.epochs", self.window_heal.epochs, 0, 1000),
             ("window_heal.rank", self.window_heal.rank, 1, 512),
             ("frames.steps", self.frames.steps, 0, 10**6),
@@ -89,6 +98,8 @@ class CompileConfig:
             if not low <= number <= high:
                 raise ConfigError(f"{name} = {number}: expected {low} to {high}")
         parse_budget(self.budget)
+        if self.max_wer is not None and (not self.verify or self.max_wer < 0 or parse_budget(self.budget).sides):
+            raise ConfigError(f"max_wer = {self.max_wer}: expected 0 or more, a verify set, and no budget beside it")
 
 
 def load_config(path: Path | None, **flags: Any) -> CompileConfig:
@@ -114,6 +125,7 @@ def load_config(path: Path | None, **flags: Any) -> CompileConfig:
     if heal_epochs is not None:
         data["window_heal"] = data.get("window_heal", {}) | {"epochs": heal_epochs}
     if heal_epochs == 0:
+        data["student"] = data.get("student", {}) | {"epochs": 0}
         data["frames"] = data.get("frames", {}) | {"steps": 0}
         data["heal"] = data.get("heal", {}) | {"epochs": 0}
     return build_config(CompileConfig(), data, str(path or "flags"))

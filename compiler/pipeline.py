@@ -3,6 +3,7 @@
 Each stage leaves its artefact in the work folder; one whose inputs are unchanged is skipped.
 
     teach      the original at 30 s says what the speech is                          teacher.safetensors
+    student    fewer decoder layers learn to say it (only where asked for)           student.safetensors
     window     the uncut model learns to say it at a short window, folded            windowed.safetensors
     calibrate  second moments of that model                                          moments.safetensors
     measure    the KL of each candidate cut (only where a budget asks for cuts)      measure.json
@@ -23,9 +24,12 @@ from rich.console import Console
 
 from whisperfold.compiler import bundling
 from whisperfold.compiler.config import CompileConfig
+from whisperfold.compiler.distilling import distil_student
 from whisperfold.compiler.stages import (
+    HEARD,
     Compile,
     adapt_to_speaker,
+    choose_vocabulary,
     factorize_model,
     heal_cut,
     heal_window,
@@ -56,28 +60,34 @@ def compile_bundle(
 
     taught = teach_original(run)
     lessons = read_lessons(run.work.file("teacher.safetensors"), run.utterances, config.seed)
+    run.heard = lessons[-HEARD:]
     run.blocks = quantize_embedding(run, original, lessons)
-    windowed, windowing = heal_window(run, original, lessons, taught)
+    run.vocabulary = choose_vocabulary(run, lessons)
+    student, distilled = distil_student(run, original, lessons, taught)
+    if config.student.decoder_layers:
+        bundling.measure_stage(run.stages, f"student, {config.window} window", student, run, precision="fp32")
+    windowed, windowing = heal_window(run, student, lessons, distilled)
     bundling.measure_stage(run.stages, f"uncut, {config.window} window", windowed, run, precision="fp32")
     calibrated = take_moments(run, windowed, lessons, windowing)
     cuts = measure_cuts(run, windowed, lessons, calibrated)
     healed, healing = factorize_model(run, windowed, cuts, calibrated)
-    curve = windowing.facts.get("curve", [])
+    trained = [distilled, windowing]
     if cuts:
         bundling.measure_stage(run.stages, "cut", healed, run, precision="fp32")
         framed, framing = learn_cut_frames(run, windowed, healed, healing)
         bundling.measure_stage(run.stages, "frames learned", framed, run, precision="fp32")
         healed, healing = heal_cut(run, framed, lessons, framing)
-        curve = [*curve, *framing.facts.get("curve", []), *healing.facts.get("curve", [])]
+        trained += [framing, healing]
         bundling.measure_stage(run.stages, "healed", healed, run, precision="fp32")
     if config.speaker:
         healed = adapt_to_speaker(run, healed, lessons, healing)
         bundling.measure_stage(run.stages, "adapted", healed, run, precision="fp32")
 
+    curves = {stage.key: stage.facts.get("curve", []) for stage in trained}
     facts = {
         "spectra": singular_values(run, windowed, calibrated).facts["spectra"],
         "sensitivity": [asdict(cut) | {"params_saved": cut.params_saved} for cut in cuts],
-        "heal": curve,
+        "heal": [row for curve in curves.values() for row in curve],
         "lessons": taught.facts,
     }
     return bundling.export_bundle(output, healed, run, lessons, facts)

@@ -184,7 +184,7 @@ def _heal(facts: Facts) -> str:
         return ""
     note = (
         "Losses while healing: distance of the encoder's output from the uncut one's and from the original's at 30 s, "
-        "KL of the words from the original's."
+        "KL of the words from the original's; for a student the cross-entropy of its words too."
     )
     return section("Healing", note, plots.heal(facts["heal"]))
 

@@ -17,6 +17,7 @@ _CURVES = (
     ("loss_output", "encoder distance, uncut"),
     ("loss_hidden", "encoder distance, 30 s"),
     ("loss_kl", "KL on logits"),
+    ("loss_words", "cross-entropy of the words"),
     ("lr", "learning rate"),
 )
 _TWIN_NAMES = {"qk": "Q-K", "vo": "V-O", "ffn": "FFN", "self_qk": "self Q-K", "self_vo": "self V-O",

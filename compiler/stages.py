@@ -5,7 +5,7 @@ A stage takes the result of the one before it, whose key is part of its own, and
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,6 @@ from whisperfold.compiler.budget import (
     candidates,
     measure_sensitivity,
     parse_budget,
-    sites,
-    spend,
-    with_widths,
 )
 from whisperfold.compiler.calibrate import calibrate, load_moments, save_moments
 from whisperfold.compiler.config import CompileConfig
@@ -33,13 +30,16 @@ from whisperfold.compiler.fold import fold
 from whisperfold.compiler.frames import learn_frames
 from whisperfold.compiler.heal import HealConfig, heal
 from whisperfold.compiler.manifests import Item, read_items
+from whisperfold.compiler.spending import choose_widths
 from whisperfold.compiler.teacher import Lesson, teach
 from whisperfold.compiler.utterances import Utterance, join_clips
+from whisperfold.compiler.vocabulary import ALL, Vocabulary, cut_vocabulary
 from whisperfold.compiler.work import StageResult, Work
 from whisperfold.models.dims import Widths
 from whisperfold.models.sources import Checkpoint
 from whisperfold.models.whisper import Whisper
 
+HEARD = 16
 SHIPPED_SPEECH = Path(__file__).parent / "data" / "calibration.jsonl"
 
 
@@ -54,6 +54,25 @@ class Compile:
     stages: list[bundling.Stage]
     blocks: dict[str, Blocks] = field(default_factory=dict)
     """Matrices that the bundle stores in 4 bits, by the names of the graphs' initializers."""
+
+    heard: list[Lesson] = field(default_factory=list)
+    """Lessons that tell the loud channels of 8-bit graphs (smooth.py); the parity is measured on others."""
+    vocabulary: Vocabulary | None = None
+    """What the bundle keeps of the vocabulary, where it is cut."""
+
+    def with_vocabulary(self, model: Whisper) -> tuple[Compile, Whisper]:
+        """Return the compile and a model as the bundle will have them, with the tokens that are kept."""
+        kept = self.vocabulary
+        if kept is None:
+            return self, model
+        lean = replace(
+            self,
+            checkpoint=kept.checkpoint(self.checkpoint),
+            blocks={name: kept.blocks(matrix) for name, matrix in self.blocks.items()},
+            heard=kept.lessons(self.heard),
+            vocabulary=None,
+        )
+        return lean, kept.model(model)
 
     @property
     def full_window(self) -> bool:
@@ -111,6 +130,14 @@ def quantize_embedding(run: Compile, original: Whisper, lessons: list[Lesson]) -
     return {EMBEDDING: quantize_blocks(original.decoder.token_embedding.weight, second_moment(hidden))}
 
 
+def choose_vocabulary(run: Compile, lessons: list[Lesson]) -> Vocabulary | None:
+    """Return the tokens that the bundle keeps: all, or those of some languages and of everything that was said."""
+    if run.config.vocabulary == ALL:
+        return None
+    spoken = {int(token) for lesson in lessons for ids, _ in lesson.sequences for token in ids}
+    return cut_vocabulary(run.checkpoint, run.config.vocabulary, spoken, run.work.file("vocabulary"))
+
+
 def heal_window(
     run: Compile, original: Whisper, lessons: list[Lesson], taught: StageResult
 ) -> tuple[Whisper, StageResult]:
@@ -154,10 +181,9 @@ def singular_values(run: Compile, uncut: Whisper, calibrated: StageResult) -> St
 def measure_cuts(run: Compile, uncut: Whisper, lessons: list[Lesson], calibrated: StageResult) -> list[Cut]:
     """Return the measured cuts; none where the budget is everything."""
     config = run.config
-    kind, amount = parse_budget(config.budget)
-    if (kind, amount) == ("fraction", 1.0):
+    sides = ("encoder", "decoder") if config.max_wer is not None else parse_budget(config.budget).sides
+    if not sides:
         return []
-    sides = ("encoder",) if kind == "fraction" else ("encoder", "decoder")
     short = sorted(lessons, key=lambda lesson: abs(len(lesson.samples) - 10 * 16000))[: config.probe_utterances]
 
     def work(key: str) -> dict[str, Any]:
@@ -174,7 +200,7 @@ def factorize_model(
     run: Compile, uncut: Whisper, cuts: list[Cut], calibrated: StageResult
 ) -> tuple[Whisper, StageResult]:
     """Spend the budget and cut the model."""
-    widths = _widths(run, uncut, cuts)
+    widths = choose_widths(run, uncut, cuts, calibrated.key)
 
     def work(key: str) -> dict[str, Any]:
         cut = cut_model(uncut, load_moments(run.work.file("moments.safetensors")), widths)
@@ -183,19 +209,6 @@ def factorize_model(
 
     done = run.work.stage("factorize", [calibrated.key, widths.to_json()], work, "cut.safetensors")
     return _load(run, widths, "cut.safetensors"), done
-
-
-def _widths(run: Compile, uncut: Whisper, cuts: list[Cut]) -> Widths:
-    """Spend the budget."""
-    kind, amount = parse_budget(run.config.budget)
-    if not cuts:
-        return uncut.widths
-    if kind == "fraction":
-        layers = sum(p.numel() for layer in uncut.encoder.layers for p in layer.parameters())
-        return with_widths(uncut.widths, spend(cuts, sites(uncut.widths, ("encoder",)), (1 - amount) * layers))
-    bytes_each = 4 if run.config.precision == "fp32" else 1
-    to_save = (bundling.estimate_bytes(uncut, run) - amount) / bytes_each
-    return with_widths(uncut.widths, spend(cuts, sites(uncut.widths, ("encoder", "decoder")), to_save))
 
 
 def learn_cut_frames(

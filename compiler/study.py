@@ -80,7 +80,7 @@ class Study:
     def __init__(self, config: StudyConfig, work_dir: Path, console: Console, offline: bool) -> None:
         """Load the checkpoint and have it taught, healed for its window and calibrated, as `compile` does."""
         recipe = config.recipe
-        if parse_budget(recipe.budget)[0] == "fraction":  # sensitivity of the encoder; of both where compile wants both
+        if parse_budget(recipe.budget).bytes is None:  # sensitivity of the encoder; of both where compile wants both
             recipe = replace(recipe, budget=f"{min(config.budgets)}%")
         checkpoint = load_source(recipe.source, revision=recipe.revision, offline=offline)
         work = Work(work_dir, console)
@@ -89,6 +89,9 @@ class Study:
         self.original = Whisper.from_state(checkpoint.dims, checkpoint.state)
         taught = stages.teach_original(self.run)
         self.lessons = read_lessons(work.file("teacher.safetensors"), self.run.utterances, recipe.seed)
+        self.run.heard = self.lessons[-stages.HEARD :]
+        self.run.blocks = stages.quantize_embedding(self.run, self.original, self.lessons)
+        self.run.vocabulary = stages.choose_vocabulary(self.run, self.lessons)
         self.uncut, windowed = stages.heal_window(self.run, self.original, self.lessons, taught)
         self.calibrated = stages.take_moments(self.run, self.uncut, self.lessons, windowed)
 
@@ -155,6 +158,7 @@ class Study:
         recipe = self.run.config
         healing = self._healing if cell.healed else None
         inputs = [self.calibrated.key, asdict(cell), recipe.probe_utterances, recipe.precision, recipe.tail_s, healing]
+        inputs += [recipe.vocabulary]
 
         def work(key: str) -> dict[str, Any]:
             if cell.method == REFERENCE:
@@ -197,6 +201,8 @@ class Study:
         exact = build_graphs(model, heads, "fp32").files
         check(compare(model, exact, self.lessons[:1], window, self.run.config.tail_s))
         run = replace(self.run, checkpoint=replace(self.run.checkpoint, dims=model.dims))
+        if cell.method != REFERENCE:
+            run, model = run.with_vocabulary(model)
         write_model(self._bundle(cell), model, run, window, precision, {"results": {}})
 
     def _bundle(self, cell: Cell) -> Path:

@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from whisperfold.compiler import pipeline, stages
+from whisperfold.compiler import bundling, pipeline, stages
 from whisperfold.compiler.config import CompileConfig
 from whisperfold.compiler.frames import FramesConfig
 from whisperfold.compiler.heal import HealConfig
+from whisperfold.models.dims import Widths
 from whisperfold.models.sources import Checkpoint
+from whisperfold.models.tiny import DIMS
+from whisperfold.runtime.adapter import Adapter
+from whisperfold.runtime.training_graph import TrainingGraph
 from whisperfold.runtime.transcribe import Transcriber
 
 CONFIG = CompileConfig(
@@ -57,7 +61,7 @@ def test_compile_resume_and_transcribe(compile_tiny: Any, jfk: np.ndarray, tmp_p
     assert sum(bundle.manifest["bytes"].values()) == sum(
         entry["bytes"] for name, entry in bundle.manifest["files"].items() if name != "report.html"
     )
-    assert bundle.manifest["adapt"]["graph"] in bundle.manifest["files"]
+    assert bundle.stored(bundle.manifest["adapt"]["graph"]) in bundle.manifest["files"]
     assert "<svg" in (bundle.path / "report.html").read_text()
     assert isinstance(Transcriber.open(bundle.path).transcribe(jfk[:32000], vad=False).text, str)
     _, printed = compile_tiny()
@@ -88,3 +92,49 @@ def test_full_rank_without_healing_is_the_original(compile_tiny: Any, tiny: Chec
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(bundle.path / "encoder.onnx").graph.initializer}
     expected = tiny.state["encoder.layers.1.ffn.fc1.weight"].numpy().T
     np.testing.assert_array_equal(stored["encoder.layers.1.ffn.fc1.weight"], expected)
+
+
+def test_both_budgets_at_once(compile_tiny: Any) -> None:
+    """The encoder pays its share, the decoder what the size asks for beside it."""
+    unhealed = {"window_heal": HealConfig(epochs=0), "frames": FramesConfig(steps=0), "heal": HealConfig(epochs=0)}
+    alone, _ = compile_tiny(budget="70%", **unhealed)
+    size_mb = alone.size_bytes / 1e6
+    both, _ = compile_tiny(budget=f"70%, {size_mb + 0.1:.3f}MB", **unhealed)
+    assert both.manifest["widths"]["encoder"] == alone.manifest["widths"]["encoder"]
+    assert both.manifest["widths"]["decoder"] != alone.manifest["widths"]["decoder"]
+
+
+@pytest.mark.parametrize(("max_wer", "least", "most"), [(0.0, 1.0, 1.0), (5.0, 0.75, 0.85), (100.0, 0.0, 0.7)])
+def test_as_much_is_cut_as_the_wer_allows(
+    compile_tiny: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, max_wer: float, least: float, most: float
+) -> None:
+    """With a made-up WER that rises by 0.25 for every percent of the layers' widths that goes."""
+
+    def share(bundle: Any) -> float:
+        found, full = (
+            sum(sum(layer.values()) for side in widths.values() for layer in side)
+            for widths in (bundle.manifest["widths"], Widths.full(DIMS).to_json())
+        )
+        return found / full
+
+    def measure(label: str, bundle: Any, sets: tuple[str, ...], bar: Any) -> bundling.Stage:
+        return bundling.Stage(label, bundle.size_bytes, {Path(sets[0]).stem: 10 + 25 * (1 - share(bundle))}, 1.0)
+
+    monkeypatch.setattr(bundling, "measure", measure)
+    unhealed = {"window_heal": HealConfig(epochs=0), "frames": FramesConfig(steps=0), "heal": HealConfig(epochs=0)}
+    verify = (str(tmp_path / "speech.jsonl"),)
+    bundle, printed = compile_tiny(budget="100%", max_wer=max_wer, verify=verify, **unhealed)
+    assert "before healing" in printed
+    assert least <= share(bundle) <= most
+
+
+def test_english_bundle_transcribes_and_can_be_adapted(compile_tiny: Any, tiny: Checkpoint, jfk: np.ndarray) -> None:
+    unhealed = {"window_heal": HealConfig(epochs=0), "frames": FramesConfig(steps=0), "heal": HealConfig(epochs=0)}
+    bundle, _ = compile_tiny(budget="100%", vocabulary="en", **unhealed)
+    assert 30_000 < bundle.dims.n_vocab < 40_000 < tiny.dims.n_vocab
+    assert bundle.tokens.timestamp_begin + 1501 == bundle.dims.n_vocab
+    transcriber = Transcriber.open(bundle.path)
+    assert isinstance(transcriber.transcribe(jfk[:32000], vad=False).text, str)
+    name = "encoder.layers.0.attn.q.lora_B"
+    loss, gradients = TrainingGraph(bundle, 1).run(jfk[:32000], "ask not", Adapter.create(bundle, rank=2), [name])
+    assert np.isfinite(loss) and np.abs(gradients[name]).max() > 0
