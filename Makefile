@@ -5,7 +5,7 @@
 #   make lint     ruff and mypy only
 #   make bench    speed, memory and WER beside faster-whisper and whisper.cpp; table to stdout, JSON beside it
 #   make study    ways of cutting the encoder, before and after healing (hours; resumes); docs/study.md and .html
-#   make bundle   make a bundle anew (an hour; resumes): runtime/bundles/tiny.en, or MODEL=base, MODEL=distil.base
+#   make bundle   make a bundle anew (hours; resumes): runtime/bundles/tiny.en, or MODEL=base, MODEL=distil.base
 #
 # One .venv, two stamps: `run` asks for the runtime stamp and never installs torch; `test` asks for the dev stamp,
 # which adds to it. Editable installs follow the sources, so a stamp is stale only when a requirement changed.
@@ -17,6 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 ARGS ?= runtime/samples/jfk.flac
 MODEL ?= tiny.en
+BUNDLE_DIR ?= runtime/bundles/$(MODEL)
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -44,7 +45,7 @@ study: $(VENV)/.stamp-dev
 	$(BIN)/whisperfold study --config compiler/configs/study.tiny.en.toml -o docs --work .work/tiny.en
 
 bundle: $(VENV)/.stamp-dev
-	$(BIN)/whisperfold compile --config compiler/configs/$(MODEL).toml -o runtime/bundles/$(MODEL) --work .work/$(MODEL)
+	$(BIN)/whisperfold compile --config compiler/configs/$(MODEL).toml -o $(BUNDLE_DIR) --work .work/$(MODEL)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "whisperfold needs Python 3.11 or newer, found " + sys.version.split()[0] + "; run make PYTHON=/path/to/python3.11")'

@@ -168,9 +168,9 @@ def parse_budget(text: str) -> Budget:
     budget = Budget()
     try:
         for part in map(str.strip, text.split(",")):
-            if part.endswith("%") and 20 <= float(part[:-1]) <= 100:
+            if part.endswith("%") and 20 <= float(part[:-1]) <= 100 and budget.encoder == 1:
                 budget = replace(budget, encoder=float(part[:-1]) / 100)
-            elif part.upper().endswith("MB") and float(part[:-2]) > 0:
+            elif part.upper().endswith("MB") and float(part[:-2]) > 0 and budget.bytes is None:
                 budget = replace(budget, bytes=float(part[:-2]) * 1e6)
             else:
                 raise ValueError(part)

@@ -174,7 +174,7 @@ def measure_stage(
         return asdict(measure(label, bundle, run.config.verify, run.work.bar))
 
     slug = label.split(",")[0].replace(" ", "-")
-    inputs = [digest.hexdigest(), window, precision, run.config.verify]
+    inputs = [digest.hexdigest(), window, precision, run.config.verify, run.config.tail_s, run.config.max_s]
     done = run.work.stage(f"verify-{slug}", inputs, work)
     stage = Stage(**done.facts)
     run.work.console.print(f"  {label}: {stage.bytes / 1e6:.1f} MB, WER {_shown(stage.wer)}")

@@ -15,6 +15,7 @@ from whisperfold.compiler.budget import parse_budget
 from whisperfold.compiler.frames import FramesConfig
 from whisperfold.compiler.heal import HealConfig
 from whisperfold.compiler.student import StudentConfig
+from whisperfold.compiler.vocabulary import ALL, words_of
 from whisperfold.runtime.errors import ConfigError
 
 WINDOWS = ("short", "full")
@@ -70,6 +71,8 @@ class CompileConfig:
     """The cut encoder learns the uncut one's frames."""
     heal: HealConfig = field(default_factory=lambda: HealConfig(epochs=1.0, learning_rate=2e-4))
     """The cut model, end to end."""
+    heal_blend: float = 1.0
+    """Share of that last healing that is kept, as an average of weights (WiSE-FT, arXiv 2109.01903)."""
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
 
     def __post_init__(self) -> None:
@@ -90,6 +93,7 @@ class CompileConfig:
             ("student.epochs", self.student.epochs, 0, 1000),
             ("window_heal.epochs", self.window_heal.epochs, 0, 1000),
             ("window_heal.rank", self.window_heal.rank, 1, 512),
+            ("heal_blend", self.heal_blend, 0.0, 1.0),
             ("frames.steps", self.frames.steps, 0, 10**6),
             ("heal.epochs", self.heal.epochs, 0, 1000),
             ("heal.rank", self.heal.rank, 1, 512),
@@ -98,8 +102,10 @@ class CompileConfig:
             if not low <= number <= high:
                 raise ConfigError(f"{name} = {number}: expected {low} to {high}")
         parse_budget(self.budget)
+        if self.vocabulary != ALL:
+            words_of(self.vocabulary)
         if self.max_wer is not None and (not self.verify or self.max_wer < 0 or parse_budget(self.budget).sides):
-            raise ConfigError(f"max_wer = {self.max_wer}: expected 0 or more, a verify set, and no budget beside it")
+            raise ConfigError(f"max_wer = {self.max_wer}: expected 0 or more, a verify set, and budget 100% beside it")
 
 
 def load_config(path: Path | None, **flags: Any) -> CompileConfig:
@@ -145,5 +151,5 @@ def build_config(defaults: Any, data: dict[str, Any], where: str) -> Any:
         values[name] = tuple(value) if isinstance(value, list) else value
     try:
         return dataclasses.replace(defaults, **values)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise ConfigError(f"{where}: a value of the wrong type ({error})") from error

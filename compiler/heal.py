@@ -87,17 +87,19 @@ def heal(
     checkpoint: Path,
     *,
     full_window: bool = False,
+    embedding: torch.Tensor | None = None,
     report: Progress = lambda facts: None,
 ) -> Whisper:
-    """Train LoRA adapters on the model, in place; they are left attached (see fold.py).
+    """Train adapters on the model, in place; they are left attached (see fold.py).
 
     Args:
-        model: the cut model.
+        model: cut or not.
         lessons: what the original said.
         tokens: the checkpoint's special tokens.
         config: epochs, rank, rates.
         checkpoint: file to save to and to resume from.
         full_window: heal at 30 s instead of short windows.
+        embedding: the original's token embedding, where the model's own is quantised already.
         report: called after each step with step, steps, loss_kl, loss_hidden, loss_silence, lr.
     """
     torch.manual_seed(config.seed)
@@ -113,7 +115,8 @@ def heal(
             plan = list(batches(lessons, config.batch_s, config.seed + epoch))
         chosen = plan[(step % per_epoch) % len(plan)]
         rng = np.random.default_rng((config.seed, step))
-        kl, frames = distillation(model, [lessons[i] for i in chosen], rng, tokens["eot"], TAIL_S, full_window)
+        batch, eot = [lessons[i] for i in chosen], tokens["eot"]
+        kl, frames = distillation(model, batch, rng, eot, TAIL_S, full_window, embedding)
         loss = kl + config.frame_weight * frames
         facts = {
             "step": step,

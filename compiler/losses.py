@@ -68,8 +68,12 @@ def distillation(
     eot: int,
     tail_s: tuple[float, float],
     full: bool,
+    embedding: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean KL per token and the relative distance of the encoder's frames for one batch of lessons."""
+    """Return the mean KL per token and the relative distance of the encoder's frames for one batch of lessons.
+
+    The original's logits are its hidden states times embedding (n_vocab, n_text_state); None is the model's own.
+    """
     audio = [
         add_noise(rng, lesson.samples, SNR_DB) if rng.random() < NOISE_SHARE else lesson.samples for lesson in lessons
     ]
@@ -77,7 +81,8 @@ def distillation(
     batch = make_batch(audio, [c[0] for c in chosen], model.dims.n_mels, eot, rng.uniform(*tail_s), full)
     encoded, hidden = student_hidden(model, batch)
     with torch.no_grad():
-        expected = model.decoder.logits(torch.cat([c[1] for c in chosen]).float()).log_softmax(-1)
+        table = model.decoder.token_embedding.weight if embedding is None else embedding
+        expected = (torch.cat([c[1] for c in chosen]).float() @ table.T).log_softmax(-1)
     found = model.decoder.logits(hidden).log_softmax(-1)
     kl = (expected.exp() * (expected - found)).sum(-1).mean()
     return kl, _frame_distance(encoded, [lesson.encoded for lesson in lessons])

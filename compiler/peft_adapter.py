@@ -1,5 +1,7 @@
 """Adapters of the compiler (peft) <-> arrays named as in adapt.onnx: what was learned there can be used here.
 
+Only on fp32 bundles: 8-bit ones are smoothed (smooth.py), which changes what lora_A reads.
+
     encoder.layers.0.attn.q.lora_A.default.weight  <->  "encoder.layers.0.attn.q.lora_A"  (rank, n_in)
 
 Gains (runtime/adapter.py) have no counterpart in peft's LoRA.

@@ -6,12 +6,12 @@ Each stage leaves its artefact in the work folder; one whose inputs are unchange
     student    fewer decoder layers learn to say it (only where asked for)           student.safetensors
     window     the uncut model learns to say it at a short window, folded            windowed.safetensors
     calibrate  second moments of that model                                          moments.safetensors
-    measure    the KL of each candidate cut (only where a budget asks for cuts)      measure.json
+    measure    the KL of each candidate cut (where a budget or max_wer asks for any) measure.json
     factorize  budget -> widths -> cut model                                         cut.safetensors
     frames     the cut encoder learns the uncut one's frames                         framed.safetensors
     heal       end to end with LoRA, folded                                          healed.safetensors
     adapt      one speaker's recordings with replay, folded (only with --speaker)    adapted.safetensors
-    export     graphs (checked against torch), 8-bit weights, bundle, report         the bundle
+    export     vocabulary, graphs (checked), outliers smoothed, 8 bits, report       the bundle
 """
 
 from __future__ import annotations
@@ -24,16 +24,11 @@ from rich.console import Console
 
 from whisperfold.compiler import bundling
 from whisperfold.compiler.config import CompileConfig
-from whisperfold.compiler.distilling import distil_student
 from whisperfold.compiler.stages import (
     HEARD,
     Compile,
-    adapt_to_speaker,
     choose_vocabulary,
     factorize_model,
-    heal_cut,
-    heal_window,
-    learn_cut_frames,
     measure_cuts,
     quantize_embedding,
     read_utterances,
@@ -41,7 +36,15 @@ from whisperfold.compiler.stages import (
     take_moments,
     teach_original,
 )
+from whisperfold.compiler.student import kept_decoder_layers
 from whisperfold.compiler.teacher import read_lessons
+from whisperfold.compiler.training_stages import (
+    adapt_to_speaker,
+    distil_student,
+    heal_cut,
+    heal_window,
+    learn_cut_frames,
+)
 from whisperfold.compiler.work import Work
 from whisperfold.models.sources import load_source
 from whisperfold.models.whisper import Whisper
@@ -55,12 +58,14 @@ def compile_bundle(
     torch.set_num_threads(config.threads)
     checkpoint = load_source(config.source, revision=config.revision, offline=offline)
     run = Compile(config, checkpoint, Work(work_dir, console), read_utterances(config), [])
+    if config.student.decoder_layers:
+        kept_decoder_layers(checkpoint.dims.n_text_layer, config.student.decoder_layers)  # refused before any work
     original = Whisper.from_state(checkpoint.dims, checkpoint.state)
     bundling.measure_stage(run.stages, "original at 30 s, fp32", original, run, window="full", precision="fp32")
 
     taught = teach_original(run)
     lessons = read_lessons(run.work.file("teacher.safetensors"), run.utterances, config.seed)
-    run.heard = lessons[-HEARD:]
+    run.heard = lessons[bundling.PARITY_LESSONS :][-HEARD:] or lessons
     run.blocks = quantize_embedding(run, original, lessons)
     run.vocabulary = choose_vocabulary(run, lessons)
     student, distilled = distil_student(run, original, lessons, taught)
@@ -75,10 +80,12 @@ def compile_bundle(
     if cuts:
         bundling.measure_stage(run.stages, "cut", healed, run, precision="fp32")
         framed, framing = learn_cut_frames(run, windowed, healed, healing)
-        bundling.measure_stage(run.stages, "frames learned", framed, run, precision="fp32")
+        if framing is not healing:
+            bundling.measure_stage(run.stages, "frames learned", framed, run, precision="fp32")
         healed, healing = heal_cut(run, framed, lessons, framing)
         trained += [framing, healing]
-        bundling.measure_stage(run.stages, "healed", healed, run, precision="fp32")
+        if healing is not framing:
+            bundling.measure_stage(run.stages, "healed", healed, run, precision="fp32")
     if config.speaker:
         healed = adapt_to_speaker(run, healed, lessons, healing)
         bundling.measure_stage(run.stages, "adapted", healed, run, precision="fp32")

@@ -42,11 +42,11 @@ def choose_widths(run: Compile, uncut: Whisper, cuts: list[Cut], key: str) -> Wi
     if run.config.max_wer is not None:
         return _within_wer(run, uncut, cuts, key)
     budget = parse_budget(run.config.budget)
-    saved, chosen = 0.0, {}
+    saved, chosen = 0, dict[str, int]()
     if budget.encoder < 1:
         to_save = (1 - budget.encoder) * sum(p.numel() for layer in uncut.encoder.layers for p in layer.parameters())
         chosen = _spend(uncut, cuts, ("encoder",), to_save)
-        saved = to_save
+        saved = sum(cut.params_saved for cut in cuts if chosen.get(cut.site) == cut.width)
     if budget.bytes is not None:
         bytes_each = 4 if run.config.precision == "fp32" else 1
         to_save = (bundling.estimate_bytes(uncut, run) - budget.bytes) / bytes_each - saved
@@ -67,17 +67,26 @@ def _within_wer(run: Compile, uncut: Whisper, cuts: list[Cut], key: str) -> Widt
     most = sum(max(cut.params_saved for cut in cuts if cut.site == site) for site in {cut.site for cut in cuts})
     moments = load_moments(run.work.file("moments.safetensors"))
 
-    def fits(widths: Widths) -> bool:
+    def fits(widths: Widths, share: float) -> bool:
         """Cut, export and measure, once."""
 
         def work(_: str) -> dict[str, Any]:
             lean, model = run.with_vocabulary(cut_model(uncut, moments, widths))
-            config, path = run.config, run.work.file("stage-bundle")
+            path = run.work.file("stage-bundle")
             bundle = bundling.write_model(path, model, lean, config.window, config.precision, {"results": {}})
             return asdict(bundling.measure("try", bundle, config.verify, run.work.bar))
 
-        size = sum(sum(layer.values()) for side in widths.to_json().values() for layer in side)
-        found = run.work.stage(f"try-{size}", [key, widths.to_json(), run.config.verify], work).facts
+        config = run.config
+        inputs = [
+            key,
+            widths.to_json(),
+            config.verify,
+            config.precision,
+            config.vocabulary,
+            config.tail_s,
+            config.max_s,
+        ]
+        found = run.work.stage(f"try-{round(share * 2**TRIES):02d}", inputs, work).facts
         run.work.console.print(f"  {found['bytes'] / 1e6:.1f} MB before healing: WER {found['wer']}, limit {limit}")
         return all(found["wer"][name] <= limit[name] for name in limit)
 
@@ -85,8 +94,10 @@ def _within_wer(run: Compile, uncut: Whisper, cuts: list[Cut], key: str) -> Widt
     for _ in range(TRIES):
         middle = (low + high) / 2
         widths = with_widths(uncut.widths, _spend(uncut, cuts, ("encoder", "decoder"), middle * most))
-        if fits(widths):
+        if fits(widths, middle):
             best, low = widths, middle
         else:
             high = middle
+    if best == uncut.widths:
+        run.work.console.print("  nothing can be cut: the smallest try is above the limit")
     return best

@@ -1,6 +1,7 @@
-"""The compiler's stages: what each needs, the key of its inputs, the artefact it leaves in the work folder.
+"""The compiler's stages that train nothing: what each needs, the key of its inputs, its artefact in the work folder.
 
-A stage takes the result of the one before it, whose key is part of its own, and returns its own; see pipeline.py.
+Those that train are in training_stages.py. A stage takes the result of the one before it, whose key is part of its own,
+and returns its own; see pipeline.py.
 """
 
 from __future__ import annotations
@@ -10,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 
 from whisperfold.compiler import bundling
-from whisperfold.compiler.adapt import adapt
 from whisperfold.compiler.adapt_graph import EMBEDDING
 from whisperfold.compiler.blocks import Blocks, quantize_blocks, second_moment
 from whisperfold.compiler.budget import (
@@ -26,9 +25,6 @@ from whisperfold.compiler.budget import (
 from whisperfold.compiler.calibrate import calibrate, load_moments, save_moments
 from whisperfold.compiler.config import CompileConfig
 from whisperfold.compiler.factorize import cut_model, spectra
-from whisperfold.compiler.fold import fold
-from whisperfold.compiler.frames import learn_frames
-from whisperfold.compiler.heal import HealConfig, heal
 from whisperfold.compiler.manifests import Item, read_items
 from whisperfold.compiler.spending import choose_widths
 from whisperfold.compiler.teacher import Lesson, teach
@@ -40,6 +36,7 @@ from whisperfold.models.sources import Checkpoint
 from whisperfold.models.whisper import Whisper
 
 HEARD = 16
+"""Lessons from which loud channels are told (smooth.py)."""
 SHIPPED_SPEECH = Path(__file__).parent / "data" / "calibration.jsonl"
 
 
@@ -74,6 +71,14 @@ class Compile:
         )
         return lean, kept.model(model)
 
+    def save(self, model: Whisper, name: str) -> None:
+        """Write a model's weights into the work folder."""
+        save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, self.work.file(name))
+
+    def load(self, widths: Widths, name: str) -> Whisper:
+        """Read a model of some widths from the work folder."""
+        return Whisper.from_state(self.checkpoint.dims, load_file(self.work.file(name)), widths)
+
     @property
     def full_window(self) -> bool:
         """True where the bundle will always encode 30 s."""
@@ -89,7 +94,7 @@ def read_utterances(config: CompileConfig) -> list[Utterance]:
     return found
 
 
-def _audio_key(items: list[Item]) -> list[Any]:
+def audio_key(items: list[Item]) -> list[Any]:
     """Return what identifies audio without reading it all: names, sizes, texts."""
     return [(item.audio.name, item.audio.stat().st_size, item.text) for item in items]
 
@@ -114,7 +119,7 @@ def teach_original(run: Compile) -> StageResult:
     groups = [len(utterance.items) for utterance in run.utterances]
     inputs = [
         run.checkpoint.provenance["sha256"],
-        _audio_key(items),
+        audio_key(items),
         groups,
         config.max_teacher_wer,
         config.seed,
@@ -136,22 +141,6 @@ def choose_vocabulary(run: Compile, lessons: list[Lesson]) -> Vocabulary | None:
         return None
     spoken = {int(token) for lesson in lessons for ids, _ in lesson.sequences for token in ids}
     return cut_vocabulary(run.checkpoint, run.config.vocabulary, spoken, run.work.file("vocabulary"))
-
-
-def heal_window(
-    run: Compile, original: Whisper, lessons: list[Lesson], taught: StageResult
-) -> tuple[Whisper, StageResult]:
-    """Return the uncut model as it hears short windows; the original where the window is full, or nothing is healed."""
-    config = run.config
-    if run.full_window or config.window_heal.epochs == 0:
-        return original, taught
-
-    def work(key: str) -> dict[str, Any]:
-        model = Whisper.from_state(run.checkpoint.dims, original.state_dict())
-        return {"curve": _train(run, model, lessons, config.window_heal, f"window-{key}", "windowed.safetensors")}
-
-    done = run.work.stage("window", [taught.key, asdict(config.window_heal)], work, "windowed.safetensors")
-    return _load(run, original.widths, "windowed.safetensors"), done
 
 
 def take_moments(run: Compile, uncut: Whisper, lessons: list[Lesson], windowed: StageResult) -> StageResult:
@@ -204,112 +193,8 @@ def factorize_model(
 
     def work(key: str) -> dict[str, Any]:
         cut = cut_model(uncut, load_moments(run.work.file("moments.safetensors")), widths)
-        _save(cut, run.work.file("cut.safetensors"))
+        run.save(cut, "cut.safetensors")
         return {"widths": widths.to_json()}
 
     done = run.work.stage("factorize", [calibrated.key, widths.to_json()], work, "cut.safetensors")
-    return _load(run, widths, "cut.safetensors"), done
-
-
-def learn_cut_frames(
-    run: Compile, uncut: Whisper, cut: Whisper, factorized: StageResult
-) -> tuple[Whisper, StageResult]:
-    """Have the cut encoder learn the uncut one's frames; nothing where it was not cut."""
-    config = run.config
-
-    def work(key: str) -> dict[str, Any]:
-        curve: list[dict[str, Any]] = []
-        checkpoint = run.work.file(f"frames-{key}.ckpt")
-        audio = [utterance.load(config.seed + i) for i, utterance in enumerate(run.utterances)]
-        with run.work.bar("frames", config.frames.steps) as bar:
-            learn_frames(uncut, cut, audio, config.frames, checkpoint, reporter(bar, curve, "frames"))
-        _save(cut, run.work.file("framed.safetensors"))
-        checkpoint.unlink(missing_ok=True)
-        return {"curve": curve}
-
-    if config.frames.steps == 0 or cut.widths.encoder == uncut.widths.encoder:
-        return cut, factorized
-    done = run.work.stage("frames", [factorized.key, asdict(config.frames)], work, "framed.safetensors")
-    return _load(run, cut.widths, "framed.safetensors"), done
-
-
-def heal_cut(run: Compile, model: Whisper, lessons: list[Lesson], before: StageResult) -> tuple[Whisper, StageResult]:
-    """Heal the cut model end to end."""
-    config = run.config
-
-    def work(key: str) -> dict[str, Any]:
-        return {"curve": _train(run, model, lessons, config.heal, f"heal-{key}", "healed.safetensors")}
-
-    if config.heal.epochs == 0:
-        return model, before
-    done = run.work.stage("heal", [before.key, asdict(config.heal), config.window], work, "healed.safetensors")
-    return _load(run, model.widths, "healed.safetensors"), done
-
-
-def _train(
-    run: Compile, model: Whisper, lessons: list[Lesson], config: HealConfig, name: str, artefact: str
-) -> list[dict[str, Any]]:
-    """Heal a model end to end, write it folded, and return the losses."""
-    curve: list[dict[str, Any]] = []
-    stage = name.partition("-")[0]
-    checkpoint = run.work.file(f"{name}.ckpt")
-    with run.work.bar(stage, 1) as bar:
-        heal(
-            model,
-            lessons,
-            run.checkpoint.tokens,
-            config,
-            checkpoint,
-            full_window=run.full_window,
-            report=reporter(bar, curve, stage),
-        )
-    _save(fold(model), run.work.file(artefact))
-    checkpoint.unlink(missing_ok=True)
-    return curve
-
-
-def adapt_to_speaker(run: Compile, healed: Whisper, lessons: list[Lesson], healing: StageResult) -> Whisper:
-    """Adapt the healed model to the recordings of one person."""
-    config = run.config
-    items = read_items(str(config.speaker))
-
-    def work(key: str) -> dict[str, Any]:
-        curve: list[dict[str, Any]] = []
-        with run.work.bar("adapt", 1) as bar:
-            adapt(
-                healed,
-                items,
-                lessons,
-                Tokenizer.from_file(str(run.checkpoint.tokenizer)),
-                run.checkpoint.tokens,
-                config.adapt,
-                seed=config.seed,
-                full_window=run.full_window,
-                report=reporter(bar, curve, "adapt"),
-            )
-        _save(fold(healed), run.work.file("adapted.safetensors"))
-        return {"curve": curve}
-
-    run.work.stage("adapt", [healing.key, asdict(config.adapt), _audio_key(items)], work, "adapted.safetensors")
-    return _load(run, healed.widths, "adapted.safetensors")
-
-
-def reporter(bar: Any, curve: list[dict[str, Any]], stage: str) -> Any:
-    """Return a callback that draws the bar and keeps every tenth step of a stage for the report."""
-
-    def report(facts: dict[str, float]) -> None:
-        bar.total(int(facts["steps"]))
-        losses = " ".join(f"{name[5:]}={value:.3f}" for name, value in facts.items() if name.startswith("loss_"))
-        bar(losses, done=int(facts["step"]) + 1)
-        if facts["step"] % 10 == 0:
-            curve.append({"stage": stage} | {name: round(value, 5) for name, value in facts.items()})
-
-    return report
-
-
-def _save(model: Whisper, path: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
-
-
-def _load(run: Compile, widths: Widths, name: str) -> Whisper:
-    return Whisper.from_state(run.checkpoint.dims, load_file(run.work.file(name)), widths)
+    return run.load(widths, "cut.safetensors"), done

@@ -30,7 +30,7 @@ from whisperfold.compiler.training import resume, save_checkpoint, schedule, upd
 from whisperfold.compiler.utterances import add_noise
 from whisperfold.models.sources import Checkpoint
 from whisperfold.models.whisper import Whisper
-from whisperfold.runtime.errors import CompileError
+from whisperfold.runtime.errors import ConfigError
 
 TIMED_SHARE = 0.25
 """Share of lessons between timestamps, as while healing."""
@@ -58,14 +58,14 @@ class StudentConfig:
     seed: int = 0
 
 
-def kept_layers(n: int, n_kept: int) -> list[int]:
+def kept_decoder_layers(n: int, n_kept: int) -> list[int]:
     """Return which of n decoder layers stay: evenly spread, the last always, the first wherever two stay.
 
     Raises:
-        CompileError: there are not more layers than are to stay.
+        ConfigError: there are not more layers than are to stay.
     """
     if not 1 <= n_kept < n:
-        raise CompileError(
+        raise ConfigError(
             f"student.decoder_layers = {n_kept}: the original has {n}, expected 1 to {n - 1}; 0 makes no student"
         )
     return sorted(n - 1 - round(i * (n - 1) / max(1, n_kept - 1)) for i in range(n_kept))
@@ -76,7 +76,7 @@ def make_student(original: Checkpoint, n_layers: int) -> Checkpoint:
 
     Where no alignment head stays, every head of the last layer is one.
     """
-    kept = kept_layers(original.dims.n_text_layer, n_layers)
+    kept = kept_decoder_layers(original.dims.n_text_layer, n_layers)
     state = {name: tensor for name, tensor in original.state.items() if not name.startswith("decoder.layers.")}
     for to, at in enumerate(kept):
         layer = f"decoder.layers.{at}."

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from whisperfold.compiler import stages
+from whisperfold.compiler import stages, training_stages
 from whisperfold.compiler.baselines import METHODS, Material, encoder_parameters, kept_layers, teacher_of
 from whisperfold.compiler.budget import parse_budget
-from whisperfold.compiler.bundling import build_graphs, measure, write_model
+from whisperfold.compiler.bundling import PARITY_LESSONS, build_graphs, measure, write_model
 from whisperfold.compiler.calibrate import load_moments, save_moments
 from whisperfold.compiler.fold import fold
 from whisperfold.compiler.frames import learn_frames
@@ -40,6 +40,7 @@ from whisperfold.compiler.work import StageResult, Work
 from whisperfold.models.sources import load_source
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.bundle import Bundle
+from whisperfold.runtime.errors import ConfigError
 
 BASE = Cell("original", 100, False)
 """Uncut at the bundle's window and precision: times are relative to it."""
@@ -80,8 +81,10 @@ class Study:
     def __init__(self, config: StudyConfig, work_dir: Path, console: Console, offline: bool) -> None:
         """Load the checkpoint and have it taught, healed for its window and calibrated, as `compile` does."""
         recipe = config.recipe
+        if recipe.student.decoder_layers:
+            raise ConfigError("student: a study compares cuts of whole checkpoints; leave [student] out of its recipe")
         if parse_budget(recipe.budget).bytes is None:  # sensitivity of the encoder; of both where compile wants both
-            recipe = replace(recipe, budget=f"{min(config.budgets)}%")
+            recipe = replace(recipe, budget=f"{min(config.budgets)}%", max_wer=None)
         checkpoint = load_source(recipe.source, revision=recipe.revision, offline=offline)
         work = Work(work_dir, console)
         self.config, self.bundles = config, Work(work_dir / "study", console)
@@ -89,10 +92,10 @@ class Study:
         self.original = Whisper.from_state(checkpoint.dims, checkpoint.state)
         taught = stages.teach_original(self.run)
         self.lessons = read_lessons(work.file("teacher.safetensors"), self.run.utterances, recipe.seed)
-        self.run.heard = self.lessons[-stages.HEARD :]
+        self.run.heard = self.lessons[PARITY_LESSONS:][-stages.HEARD :] or self.lessons
         self.run.blocks = stages.quantize_embedding(self.run, self.original, self.lessons)
         self.run.vocabulary = stages.choose_vocabulary(self.run, self.lessons)
-        self.uncut, windowed = stages.heal_window(self.run, self.original, self.lessons, taught)
+        self.uncut, windowed = training_stages.heal_window(self.run, self.original, self.lessons, taught)
         self.calibrated = stages.take_moments(self.run, self.uncut, self.lessons, windowed)
 
     @cached_property
@@ -185,11 +188,11 @@ class Study:
             audio = [utterance.load(recipe.seed + i) for i, utterance in enumerate(run.utterances)]
             checkpoint = self.bundles.file(f"frames-{key}.ckpt")
             with self.bundles.bar("frames", recipe.frames.steps) as bar:
-                report = stages.reporter(bar, curve, "frames")
+                report = training_stages.reporter(bar, curve, "frames")
                 learn_frames(teacher_of(self.uncut, model), model, audio, recipe.frames, checkpoint, report)
         checkpoint = self.bundles.file(f"heal-{key}.ckpt")
         with self.bundles.bar("heal", 1) as bar:
-            tokens, report = run.checkpoint.tokens, stages.reporter(bar, curve, "heal")
+            tokens, report = run.checkpoint.tokens, training_stages.reporter(bar, curve, "heal")
             heal(model, self.lessons, tokens, recipe.heal, checkpoint, full_window=run.full_window, report=report)
         for stage in ("frames", "heal"):
             self.bundles.file(f"{stage}-{key}.ckpt").unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import json
 import string
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,33 @@ from whisperfold.runtime.errors import ConfigError
 ALL = "all"
 N_WORDS, N_CAPITALISED, N_BARE = 30_000, 15_000, 1_000
 """Most frequent words of a language that are kept after a space, so with a capital, and without a space."""
-N_NUMBERS, N_BARE_NUMBERS = 2100, 100
+N_NUMBERS, N_BARE_NUMBERS = 2100, 1000
+N_ACRONYMS = 10_000
+"""Of so many words the form in capitals is kept where it is one token."""
 N_BYTES = 256
 _ENDINGS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
-EMBEDDING = "decoder.token_embedding.weight"
+_MARKS = (
+    "...",
+    "…",
+    '."',
+    ',"',
+    '?"',
+    '!"',
+    ".'",
+    ",'",
+    "?'",
+    "!'",
+    ").",
+    "),",
+    " -",
+    "--",
+    " --",
+    "-",
+    " '",
+    ' "',
+    "%",
+)
+_TABLE = "decoder.token_embedding.weight"
 
 
 @dataclass(frozen=True)
@@ -43,15 +67,19 @@ class Vocabulary:
     tokenizer: Path
     """The tokenizer of the new ids."""
 
+    @cached_property
+    def new(self) -> dict[int, int]:
+        """New ids by the old ones."""
+        return {old: i for i, old in enumerate(self.kept)}
+
     def checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
         """Return a checkpoint with these tokens only."""
-        new = {old: i for i, old in enumerate(self.kept)}
         return replace(
             checkpoint,
             path=self.tokenizer.parent,
             dims=self._dims(checkpoint.dims),
             state=self._state(checkpoint.state),
-            tokens={name: _renumbered(value, new) for name, value in checkpoint.tokens.items()},
+            tokens={name: _renumbered(value, self.new) for name, value in checkpoint.tokens.items()},
         )
 
     def model(self, model: Whisper) -> Whisper:
@@ -65,7 +93,7 @@ class Vocabulary:
 
     def lessons(self, lessons: list[Lesson]) -> list[Lesson]:
         """Return the lessons that are written in these tokens only, renumbered."""
-        new = {old: i for i, old in enumerate(self.kept)}
+        new = self.new
         return [
             replace(lesson, sequences=[(torch.tensor([new[int(t)] for t in ids]), h) for ids, h in lesson.sequences])
             for lesson in lessons
@@ -76,7 +104,7 @@ class Vocabulary:
         return replace(dims, n_vocab=len(self.kept))
 
     def _state(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return state | {EMBEDDING: state[EMBEDDING][list(self.kept)]}
+        return state | {_TABLE: state[_TABLE][list(self.kept)]}
 
 
 def cut_vocabulary(checkpoint: Checkpoint, languages: str, spoken: Iterable[int], folder: Path) -> Vocabulary:
@@ -94,8 +122,10 @@ def cut_vocabulary(checkpoint: Checkpoint, languages: str, spoken: Iterable[int]
     tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer))
     tokenizer.no_padding()
     eot = int(checkpoint.tokens["eot"])
-    encoded = tokenizer.encode_batch(_texts(languages), add_special_tokens=False)
+    texts, acronyms = _texts(words_of(languages))
+    encoded, short = (tokenizer.encode_batch(group, add_special_tokens=False) for group in (texts, acronyms))
     chosen = {*range(N_BYTES), *spoken, *(i for text in encoded for i in text.ids)}
+    chosen |= {text.ids[0] for text in short if len(text.ids) == 1}
     description = json.loads(checkpoint.tokenizer.read_text("utf-8"))
     chosen = _with_parents({i for i in chosen if i < eot}, description["model"])
     kept = (*sorted(chosen), *range(eot, checkpoint.dims.n_vocab))
@@ -105,24 +135,34 @@ def cut_vocabulary(checkpoint: Checkpoint, languages: str, spoken: Iterable[int]
     return Vocabulary(kept, path)
 
 
-def _texts(languages: str) -> list[str]:
-    """Return what has to be written with few tokens: words as they come in sentences, numbers, punctuation."""
+def words_of(languages: str) -> list[list[str]]:
+    """Return the words of each language, the most frequent first.
+
+    Raises:
+        ConfigError: no word list of a language.
+    """
     from wordfreq import available_languages, top_n_list
 
     known = available_languages()
-    texts = [*_ENDINGS, *(f"{first}{mark}" for mark in string.punctuation for first in ("", " "))]
+    codes = [code.strip() for code in languages.split(",")]
+    for code in codes:
+        if code not in known:
+            raise ConfigError(f"vocabulary {code!r}: no word list; expected all, or of {', '.join(sorted(known))}")
+    return [top_n_list(code, N_WORDS) for code in codes]
+
+
+def _texts(languages: list[list[str]]) -> tuple[list[str], list[str]]:
+    """Return what has to be written with few tokens (words as they come in sentences, numbers, marks), and acronyms."""
+    texts = [*_ENDINGS, *_MARKS, *(f"{first}{mark}" for mark in string.punctuation for first in ("", " "))]
     texts += [f" {number}" for number in range(N_NUMBERS)] + [str(number) for number in range(N_BARE_NUMBERS)]
-    for language in languages.split(","):
-        if language not in known:
-            raise ConfigError(
-                f"vocabulary {language!r}: no word list; expected all, or codes of {', '.join(sorted(known))}"
-            )
-        words = top_n_list(language, N_WORDS)
+    acronyms = []
+    for words in languages:
         texts += [f" {word}" for word in words]
         texts += [f" {word.capitalize()}" for word in words[:N_CAPITALISED]]
         texts += words[:N_BARE]
         texts += [word for word in words[N_BARE:] if word.upper() == word.lower() and not word.isascii()]  # no spaces
-    return texts
+        acronyms += [f" {word.upper()}" for word in words[:N_ACRONYMS]]
+    return texts, acronyms
 
 
 def _with_parents(ids: set[int], model: dict[str, Any]) -> set[int]:

@@ -29,7 +29,8 @@ from whisperfold.runtime.files import sync_dir
 FORMAT = 2
 """Version of the manifest that this runtime writes; it reads 1 to FORMAT."""
 MANIFEST = "manifest.json"
-REQUIRED = ("encoder.onnx", "decoder.onnx", "tokenizer.json")
+GRAPHS = ("encoder.onnx", "decoder.onnx")
+REQUIRED = (*GRAPHS, "tokenizer.json")
 
 _Part = TypeVar("_Part")
 
@@ -116,7 +117,7 @@ class Bundle:
         files = manifest.get("files")
         if not isinstance(files, dict) or not files:
             raise BundleError(f'{root / MANIFEST}: no "files" section; rebuild with `whisperfold compile`')
-        missing = [name for name in REQUIRED if not {name, f"{name}.gz"} & files.keys()]
+        missing = [name for name in REQUIRED if name not in files and (name in GRAPHS or f"{name}.gz" not in files)]
         if missing:
             raise BundleError(f"{root / MANIFEST}: does not list {missing[0]}; rebuild with `whisperfold compile`")
         for name, entry in files.items():

@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from whisperfold.runtime.bundle import Bundle
+from whisperfold.runtime.bundle import GRAPHS, Bundle
 from whisperfold.runtime.errors import AudioError, BundleError, ConfigError
 from whisperfold.runtime.hotwords import HotwordBias
 from whisperfold.runtime.tokenizer import Tokenizer
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
-GRAPHS = ("encoder.onnx", "decoder.onnx")
 
 
 @dataclass(frozen=True)

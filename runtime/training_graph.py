@@ -52,19 +52,21 @@ class TrainingGraph:
         Raises:
             EnrollmentError: the bundle has no training graph.
             ConfigError: the bundle does not know the language.
-            BundleError: onnxruntime cannot load the graph.
+            BundleError: the graph is missing, damaged, or onnxruntime cannot load it.
         """
         matrices(bundle)
         self.bundle = bundle
         self._tokenizer = Tokenizer(bundle)
         self.start = tuple(self._tokenizer.sot_sequence(language))
         """The sot sequence, with the language."""
+        graph = bundle.read(GRAPH)
         try:
             self._session = ort.InferenceSession(
-                bundle.read(GRAPH), _options(threads, bundle.path), providers=["CPUExecutionProvider"]
+                graph, _options(threads, bundle.path), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's exceptions share no public base class
-            raise BundleError(f"{bundle.file(GRAPH)}: onnxruntime cannot load it ({error}); compile again") from error
+            path = bundle.file(bundle.stored(GRAPH))
+            raise BundleError(f"{path}: onnxruntime cannot load it ({error}); compile again") from error
 
     def run(
         self, samples: np.ndarray, text: str, adapter: Adapter, trained: Sequence[str]

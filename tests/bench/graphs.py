@@ -1,6 +1,6 @@
 """What onnxruntime makes of a bundle's graphs, and what a decoder step costs as the KV cache grows and is cut.
 
-    python tests/bench/graphs.py [BUNDLE ...] [--random] [--threads 2] [--repeats 50] [--json]
+    python tests/bench/graphs.py [BUNDLE ...] [--random] [--threads 2] [--repeats 50] [--json] [--output DIR]
 
 Ops are those of the graphs as exported and as optimised at load, under the runtime's own session options; then what is
 still apart (chains.py) though a fused kernel exists, with the nodes of one place. fused_kernels.py measures whether
@@ -30,10 +30,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from chains import count_ops, find_chains
-from machine import DEFAULT_BUNDLE, describe_bundle, describe_machine
+from machine import DEFAULT_BUNDLE, describe_bundle, describe_machine, save_result
 
-from whisperfold.runtime.bundle import Bundle, write_bundle
-from whisperfold.runtime.session import GRAPHS, Engine, KVCache
+from whisperfold.runtime.bundle import GRAPHS, Bundle, write_bundle
+from whisperfold.runtime.session import Engine, KVCache
 
 POSITIONS_PER_S = 50
 FLOAT_BYTES = 4
@@ -182,7 +182,7 @@ def graph_section(label: str, report: dict[str, Any]) -> list[str]:
             "",
             f"### {label}: {name}",
             "",
-            *ops_table(found["before"], found["after"]),
+            *ops_table(Counter(found["before"]), Counter(found["after"])),
             "",
             "Chains still apart:",
             "",
@@ -210,6 +210,13 @@ def step_table(rows: list[dict[str, Any]], cache: dict[str, dict[str, int]]) -> 
     return lines
 
 
+def markdown(result: dict[str, Any]) -> str:
+    """All tables of a result, as it is or read from its JSON."""
+    sections = [graph_section(label, bundle["graphs"]) for label, bundle in result["bundles"].items()]
+    lines = [line for section in sections for line in section]
+    return "\n".join([*lines, "", "### one decoder step, median", "", *step_table(result["steps"], result["cache"])])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Inspect and time every bundle, then the random models."""
     parser = argparse.ArgumentParser(description="ops of the optimised graphs, time of a decoder step")
@@ -221,6 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--past", type=int, nargs="+", default=PAST_TOKENS, metavar="TOKENS")
     parser.add_argument("--audio", type=float, nargs="+", default=AUDIO_S, metavar="SECONDS")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the tables")
+    parser.add_argument("--output", type=Path, help="folder that gets graphs.json, for page.py")
     args = parser.parse_args(arguments)
     machine = describe_machine()
     with tempfile.TemporaryDirectory() as folder:
@@ -242,15 +250,15 @@ def main(arguments: list[str] | None = None) -> int:
         "cache": cache,
         "steps": steps,
     }
+    if args.output:
+        save_result("graphs", result, args.output)
     if args.json:
         print(json.dumps(result, ensure_ascii=False))
         return 0
     print(
         f"onnxruntime {ort.__version__}, {machine['cpu']}, {args.threads} threads, load {machine['load_average_1_min']}"
     )
-    for label, report in reports.items():
-        print("\n".join(graph_section(label, report)))
-    print("\n".join(["", "### one decoder step, median", "", *step_table(steps, cache)]))
+    print(markdown(result))
     return 0
 
 

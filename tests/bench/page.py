@@ -106,12 +106,27 @@ def enroll_section(result: dict[str, Any]) -> str:
     )
 
 
+def graphs_section(result: dict[str, Any]) -> str:
+    """Heading, conditions, tables."""
+    import graphs
+
+    conditions = hardware(result | {"bundle": next(iter(result["bundles"].values()))})
+    return (
+        f"## Graphs and decoder steps\n\n{conditions}\n\n"
+        f"onnxruntime {result['onnxruntime']}, {result['threads']} threads, {result['repeats']} repeats in which all "
+        "models take turns. Beside the bundle, models of random weights whose decoder's head widths (self and cross, "
+        "Q-K and V-O) are a share of the original's; their projections shrink with them, so a step gains from both.\n"
+        f"{graphs.markdown(result)}\n"
+    )
+
+
 SECTIONS = {
     "speed": speed_section,
     "stream": stream_section,
     "soak": soak_section,
     "wer": wer_section,
     "enroll": enroll_section,
+    "graphs": graphs_section,
 }
 
 

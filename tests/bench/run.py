@@ -62,6 +62,7 @@ def main() -> int:
             ["soak.py", *live, *soak_args],
             ["wer.py", *common, *wer_args],
             ["enroll.py", *live, *enroll_args],
+            ["graphs.py", str(args.bundle), "--random", "--output", str(args.output)],
             ["page.py", "--results", str(args.output), "--page", str(args.page)],
         ]
         statuses = [subprocess.run([sys.executable, str(HERE / script), *rest]).returncode for script, *rest in steps]

@@ -35,7 +35,7 @@ def test_parse(text: str, expected: Budget) -> None:
     assert parse_budget(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "80", "5%", "140%", "xMB", "-1MB", "55%,", "25MB 55%"])
+@pytest.mark.parametrize("text", ["", "80", "5%", "140%", "xMB", "-1MB", "55%,", "25MB 55%", "80%, 55%", "25MB,20MB"])
 def test_parse_refuses(text: str) -> None:
     with pytest.raises(ConfigError, match="expected 20% to 100%"):
         parse_budget(text)

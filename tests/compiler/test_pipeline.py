@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from whisperfold.compiler import bundling, pipeline, stages
+from whisperfold.compiler import bundling, pipeline, stages, training_stages
 from whisperfold.compiler.config import CompileConfig
 from whisperfold.compiler.frames import FramesConfig
 from whisperfold.compiler.heal import HealConfig
@@ -76,7 +76,7 @@ def test_interrupted_compile_goes_on(compile_tiny: Any, monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "learn_frames", interrupt)
+        patch.setattr(training_stages, "learn_frames", interrupt)
         with pytest.raises(KeyboardInterrupt):
             compile_tiny()
     assert not (tmp_path / "out").exists()

@@ -14,18 +14,18 @@ from rich.console import Console
 
 from whisperfold.compiler import pipeline
 from whisperfold.compiler.config import CompileConfig, load_config
-from whisperfold.compiler.distilling import distil_student
 from whisperfold.compiler.heal import HealConfig
 from whisperfold.compiler.manifests import read_items
 from whisperfold.compiler.stages import SHIPPED_SPEECH, Compile
-from whisperfold.compiler.student import StudentConfig, kept_layers, make_student, teach_student
+from whisperfold.compiler.student import StudentConfig, kept_decoder_layers, make_student, teach_student
 from whisperfold.compiler.teacher import Lesson, read_lessons, teach
+from whisperfold.compiler.training_stages import distil_student
 from whisperfold.compiler.utterances import join_clips
 from whisperfold.compiler.work import StageResult, Work
 from whisperfold.models.sources import Checkpoint
 from whisperfold.models.tiny import DIMS, tiny_checkpoint
 from whisperfold.models.whisper import Whisper
-from whisperfold.runtime.errors import CompileError, ConfigError
+from whisperfold.runtime.errors import ConfigError
 from whisperfold.runtime.transcribe import Transcriber
 
 CONFIG = StudentConfig(decoder_layers=1, epochs=4, batch_s=20, learning_rate=3e-3)
@@ -62,12 +62,12 @@ def untrained(deep: Checkpoint) -> Whisper:
     [(6, 2, [0, 5]), (6, 1, [5]), (4, 2, [0, 3]), (12, 4, [0, 4, 7, 11]), (32, 2, [0, 31]), (6, 5, [0, 1, 3, 4, 5])],
 )
 def test_layers_are_spread_from_the_first_to_the_last(n: int, n_kept: int, expected: list[int]) -> None:
-    assert kept_layers(n, n_kept) == expected
+    assert kept_decoder_layers(n, n_kept) == expected
 
 
 @pytest.mark.parametrize("n_kept", [2, 3])
 def test_a_student_is_smaller(deep: Checkpoint, n_kept: int) -> None:
-    with pytest.raises(CompileError, match=f"decoder_layers = {n_kept}: the original has 2, expected 1 to 1"):
+    with pytest.raises(ConfigError, match=f"decoder_layers = {n_kept}: the original has 2, expected 1 to 1"):
         make_student(deep, n_kept)
 
 

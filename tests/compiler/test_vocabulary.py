@@ -100,6 +100,6 @@ def test_two_languages_keep_more(tiny: Checkpoint, english: Vocabulary, tmp_path
 
 
 def test_unknown_language(tiny: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="vocabulary 'xx': no word list; expected all, or codes of ar"):
+    with pytest.raises(ConfigError, match="vocabulary 'xx': no word list; expected all, or of ar"):
         cut_vocabulary(tiny, "xx", [], tmp_path)
     assert not (tmp_path / "tokenizer.json").exists()

@@ -1,0 +1,188 @@
+"""The compiler's stages that train: student, window, frames, heal, adapt; see stages.py and pipeline.py.
+
+Each trains with checkpoints in the work folder, so a killed run goes on, and leaves folded weights and its losses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from whisperfold.compiler.adapt import adapt
+from whisperfold.compiler.adapt_graph import EMBEDDING
+from whisperfold.compiler.fold import fold
+from whisperfold.compiler.frames import learn_frames
+from whisperfold.compiler.heal import HealConfig, heal
+from whisperfold.compiler.manifests import read_items
+from whisperfold.compiler.stages import Compile, audio_key
+from whisperfold.compiler.student import make_student, teach_student
+from whisperfold.compiler.teacher import Lesson
+from whisperfold.compiler.work import StageResult
+from whisperfold.models.whisper import Whisper
+
+
+def distil_student(
+    run: Compile, original: Whisper, lessons: list[Lesson], taught: StageResult
+) -> tuple[Whisper, StageResult]:
+    """Return the student and make it run's checkpoint; the original where none is asked for.
+
+    Its depth and alignment heads are what everything later reads. What was taught stays the original's.
+    """
+    config = run.config.student
+    if config.decoder_layers == 0:
+        return original, taught
+    untrained = make_student(run.checkpoint, config.decoder_layers)
+
+    def work(key: str) -> dict[str, Any]:
+        curve: list[dict[str, Any]] = []
+        student = Whisper.from_state(untrained.dims, untrained.state)
+        checkpoint = run.work.file(f"student-{key}.ckpt")
+        with run.work.bar("student", 1) as bar:
+            report = reporter(bar, curve, "student")
+            tokens = run.checkpoint.tokens
+            teach_student(student, lessons, tokens, config, checkpoint, full_window=run.full_window, report=report)
+        run.save(student, "student.safetensors")
+        checkpoint.unlink(missing_ok=True)
+        return {"curve": curve}
+
+    done = run.work.stage("student", [taught.key, asdict(config), run.config.window], work, "student.safetensors")
+    run.checkpoint = replace(untrained, state=load_file(run.work.file("student.safetensors")))
+    return Whisper.from_state(run.checkpoint.dims, run.checkpoint.state), done
+
+
+def heal_window(
+    run: Compile, original: Whisper, lessons: list[Lesson], taught: StageResult
+) -> tuple[Whisper, StageResult]:
+    """Return the uncut model as it hears short windows; the original where the window is full, or nothing is healed."""
+    config = run.config
+    if run.full_window or config.window_heal.epochs == 0:
+        return original, taught
+
+    def work(key: str) -> dict[str, Any]:
+        model = Whisper.from_state(run.checkpoint.dims, original.state_dict())
+        return {"curve": _train(run, model, lessons, config.window_heal, f"window-{key}", "windowed.safetensors")}
+
+    done = run.work.stage("window", [taught.key, asdict(config.window_heal)], work, "windowed.safetensors")
+    return run.load(original.widths, "windowed.safetensors"), done
+
+
+def learn_cut_frames(
+    run: Compile, uncut: Whisper, cut: Whisper, factorized: StageResult
+) -> tuple[Whisper, StageResult]:
+    """Have the cut encoder learn the uncut one's frames; nothing where it was not cut."""
+    config = run.config
+
+    def work(key: str) -> dict[str, Any]:
+        curve: list[dict[str, Any]] = []
+        checkpoint = run.work.file(f"frames-{key}.ckpt")
+        audio = [utterance.load(config.seed + i) for i, utterance in enumerate(run.utterances)]
+        with run.work.bar("frames", config.frames.steps) as bar:
+            learn_frames(uncut, cut, audio, config.frames, checkpoint, reporter(bar, curve, "frames"))
+        run.save(cut, "framed.safetensors")
+        checkpoint.unlink(missing_ok=True)
+        return {"curve": curve}
+
+    if config.frames.steps == 0 or cut.widths.encoder == uncut.widths.encoder:
+        return cut, factorized
+    done = run.work.stage("frames", [factorized.key, asdict(config.frames)], work, "framed.safetensors")
+    return run.load(cut.widths, "framed.safetensors"), done
+
+
+def heal_cut(run: Compile, model: Whisper, lessons: list[Lesson], before: StageResult) -> tuple[Whisper, StageResult]:
+    """Heal the cut model end to end, with the token embedding as the bundle will store it."""
+    config = run.config
+
+    table = model.decoder.token_embedding.weight.data
+    embedding = table.clone()
+
+    def work(key: str) -> dict[str, Any]:
+        if EMBEDDING in run.blocks:
+            table.copy_(torch.from_numpy(run.blocks[EMBEDDING].dequantized()))
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        curve = _train(run, model, lessons, config.heal, f"heal-{key}", "healed.safetensors", embedding)
+        healed = run.load(model.widths, "healed.safetensors")
+        for name, tensor in healed.state_dict().items():
+            tensor.lerp_(before[name], 1 - config.heal_blend)
+        run.save(healed, "healed.safetensors")
+        return {"curve": curve}
+
+    if config.heal.epochs == 0:
+        return model, before
+    inputs = [before.key, asdict(config.heal), config.heal_blend, config.window, sorted(run.blocks)]
+    done = run.work.stage("heal", inputs, work, "healed.safetensors")
+    healed = run.load(model.widths, "healed.safetensors")
+    healed.decoder.token_embedding.weight.data.copy_(embedding)  # 4 bits again at the export, which measures them
+    return healed, done
+
+
+def _train(
+    run: Compile,
+    model: Whisper,
+    lessons: list[Lesson],
+    config: HealConfig,
+    name: str,
+    artefact: str,
+    embedding: Tensor | None = None,
+) -> list[dict[str, Any]]:
+    """Heal a model end to end, write it folded, and return the losses."""
+    curve: list[dict[str, Any]] = []
+    stage = name.partition("-")[0]
+    checkpoint = run.work.file(f"{name}.ckpt")
+    with run.work.bar(stage, 1) as bar:
+        heal(
+            model,
+            lessons,
+            run.checkpoint.tokens,
+            config,
+            checkpoint,
+            full_window=run.full_window,
+            embedding=embedding,
+            report=reporter(bar, curve, stage),
+        )
+    run.save(fold(model), artefact)
+    checkpoint.unlink(missing_ok=True)
+    return curve
+
+
+def adapt_to_speaker(run: Compile, healed: Whisper, lessons: list[Lesson], healing: StageResult) -> Whisper:
+    """Adapt the healed model to the recordings of one person."""
+    config = run.config
+    items = read_items(str(config.speaker))
+
+    def work(key: str) -> dict[str, Any]:
+        curve: list[dict[str, Any]] = []
+        with run.work.bar("adapt", 1) as bar:
+            adapt(
+                healed,
+                items,
+                lessons,
+                Tokenizer.from_file(str(run.checkpoint.tokenizer)),
+                run.checkpoint.tokens,
+                config.adapt,
+                seed=config.seed,
+                full_window=run.full_window,
+                report=reporter(bar, curve, "adapt"),
+            )
+        run.save(fold(healed), "adapted.safetensors")
+        return {"curve": curve}
+
+    run.work.stage("adapt", [healing.key, asdict(config.adapt), audio_key(items)], work, "adapted.safetensors")
+    return run.load(healed.widths, "adapted.safetensors")
+
+
+def reporter(bar: Any, curve: list[dict[str, Any]], stage: str) -> Any:
+    """Return a callback that draws the bar and keeps every tenth step of a stage for the report."""
+
+    def report(facts: dict[str, float]) -> None:
+        bar.total(int(facts["steps"]))
+        losses = " ".join(f"{name[5:]}={value:.3f}" for name, value in facts.items() if name.startswith("loss_"))
+        bar(losses, done=int(facts["step"]) + 1)
+        if facts["step"] % 10 == 0:
+            curve.append({"stage": stage} | {name: round(value, 5) for name, value in facts.items()})
+
+    return report
