@@ -133,7 +133,7 @@ class _Training(Graph):
         self.values = dict(inputs)
         self.stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         for node in model.graph.node:
-            if not any(name.startswith(LEFT_OUT) for name in node.output):
+            if not any(name.startswith(LEFT_OUT) for name in (*node.input, *node.output)):
                 self._take_node(node)
 
     def _take_node(self, node: onnx.NodeProto) -> None:
@@ -189,19 +189,30 @@ class _Training(Graph):
         if f"{EMBEDDING}.columns" not in self.stored:
             mean = (weight if scale is None else dequantize_columns(weight, scale)).mean(axis=1, keepdims=True)
             return Table(self.matrix(EMBEDDING), self.constant(f"{EMBEDDING}.mean", mean), has_rows=False)
-        halves = self.stored[f"{EMBEDDING}.scale.half"]
-        rows = Blocks(weight, halves, np.ones(weight.shape[1] * BLOCK, np.float32)).dequantized()
+        coarse, fine = (
+            Blocks(self.stored[name], self.stored[f"{name}.scale.half"], np.ones(weight.shape[1] * BLOCK, np.float32))
+            for name in (EMBEDDING, f"{EMBEDDING}.fine")
+        )
+        n_fine, n_vocab = len(fine.packed), len(weight)
+        rows = coarse.dequantized()
+        rows[:n_fine] += fine.dequantized()
         mean = self.constant(f"{EMBEDDING}.mean", rows.mean(axis=0)[:, None])
-        for label, raw, shape in (
-            ("levels", weight.tobytes(), rows.shape),
-            ("zero_point", bytes([0x88]) * -(-halves.size // 2), halves.shape),
-        ):
-            tensor = helper.make_tensor(f"{EMBEDDING}.{label}", TensorProto.UINT4, shape, raw, raw=True)
-            self.initializers[tensor.name] = tensor
-        names = [f"{EMBEDDING}.levels", self.op("Cast", self._value(f"{EMBEDDING}.scale.half"), to=TensorProto.FLOAT)]
-        table = self.op("DequantizeLinear", *names, f"{EMBEDDING}.zero_point", axis=1, block_size=BLOCK)
+        first, rest = self.op("Split", self._rows(EMBEDDING), self.ints(n_fine, n_vocab - n_fine), n_out=2, axis=0)
+        table = self.op("Concat", self.op("Add", first, self._rows(f"{EMBEDDING}.fine")), rest, axis=0)
         self.matrices.add(table)
         return Table(table, mean, has_rows=True)
+
+    def _rows(self, name: str) -> str:
+        """A 4-bit table (n_out, n_in) in float32, without its column factors."""
+        packed, halves = self.stored[name], self.stored[f"{name}.scale.half"]
+        for label, raw, shape in (
+            ("levels", packed.tobytes(), (len(packed), packed.shape[1] * BLOCK)),
+            ("zero_point", bytes([0x88]) * -(-halves.size // 2), halves.shape),
+        ):
+            tensor = helper.make_tensor(f"{name}.{label}", TensorProto.UINT4, shape, raw, raw=True)
+            self.initializers[tensor.name] = tensor
+        names = [f"{name}.levels", self.op("Cast", self._value(f"{name}.scale.half"), to=TensorProto.FLOAT)]
+        return str(self.op("DequantizeLinear", *names, f"{name}.zero_point", axis=1, block_size=BLOCK))
 
     def adapted(self, x: str, name: str, bias: str) -> str:
         """Return the product of x (batch, n, n_in) with a stored matrix and its adapters."""

@@ -20,6 +20,8 @@ from torch import Tensor
 from whisperfold.runtime.errors import CompileError
 
 BLOCK = 128
+FINE_ROWS = 4096
+"""The first rows of a vocabulary are its most frequent tokens: what 4 bits lose of them is stored in 4 bits again."""
 DAMP = 0.01
 """Added to the diagonal of the second moment, relative to its mean."""
 SHRINK = (1.0, 0.9, 0.8, 0.7)
@@ -43,6 +45,23 @@ class Blocks:
         halves = np.stack([self.packed & 15, self.packed >> 4], axis=-1).reshape(*self.packed.shape[:2], -1)
         weights = (halves.astype(np.float32) - _MIDDLE) * self.scale.astype(np.float32)[..., None]
         return np.asarray(weights.reshape(len(weights), -1) * self.columns)
+
+
+def fine_rows(weight: np.ndarray, coarse: Blocks) -> Blocks:
+    """Return what 4 bits have lost of the first rows of weight (n_out, n_in), in blocks with the same columns."""
+    lost = torch.from_numpy(weight[:FINE_ROWS] - coarse.dequantized()[:FINE_ROWS]).double()
+    rest = lost / torch.from_numpy(coarse.columns)
+    parts = rest.split(BLOCK, 1)
+    scales = [_best_scale(part) for part in parts]
+    levels = [_levels(part, scale[:, None]) for part, scale in zip(parts, scales, strict=True)]
+    return Blocks(_packed(torch.cat(levels, 1)), torch.stack(scales, 1).numpy().astype(np.float16), coarse.columns)
+
+
+def stored_rows(weight: np.ndarray, coarse: Blocks) -> np.ndarray:
+    """Return float32 (n_out, n_in), what a bundle stores of weight: coarse, and the first rows fine."""
+    rows, fine = coarse.dequantized(), fine_rows(weight, coarse).dequantized()
+    rows[: len(fine)] += fine
+    return rows
 
 
 def second_moment(rows: Sequence[Tensor]) -> Tensor:
@@ -76,15 +95,24 @@ def quantize_blocks(weight: Tensor, moment: Tensor) -> Blocks:
         scale = _best_scale(rest[:, block])
         errors = torch.empty_like(rest[:, block])
         for at in range(begin, begin + BLOCK):
-            level = (rest[:, at] / scale).round().clamp(-_MIDDLE, _MIDDLE - 1)
-            levels[:, at] = (level + _MIDDLE).to(torch.uint8)
-            errors[:, at - begin] = (rest[:, at] - level * scale) / spread[at, at]
+            levels[:, at] = _levels(rest[:, at], scale)
+            rounded = (levels[:, at].double() - _MIDDLE) * scale
+            errors[:, at - begin] = (rest[:, at] - rounded) / spread[at, at]
             rest[:, at : block.stop] -= errors[:, at - begin, None] * spread[at, at : block.stop]
         rest[:, block.stop :] -= errors @ spread[block, block.stop :]
         scales.append(scale)
+    return Blocks(_packed(levels), torch.stack(scales, 1).numpy().astype(np.float16), columns.float().numpy())
+
+
+def _levels(values: Tensor, scale: Tensor) -> Tensor:
+    """Return the nearest levels, uint8 0 to 15, of values that are multiples of scale."""
+    return ((values / scale).round().clamp(-_MIDDLE, _MIDDLE - 1) + _MIDDLE).to(torch.uint8)
+
+
+def _packed(levels: Tensor) -> np.ndarray:
+    """Pack levels (n_out, n_in) as in Blocks.packed."""
     halves = levels.numpy().reshape(len(levels), -1, BLOCK // 2, 2)
-    packed = halves[..., 0] | halves[..., 1] << 4
-    return Blocks(packed, torch.stack(scales, 1).numpy().astype(np.float16), columns.float().numpy())
+    return np.asarray(halves[..., 0] | halves[..., 1] << 4)
 
 
 def _best_scale(block: Tensor) -> Tensor:

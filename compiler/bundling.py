@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from whisperfold.compiler.teacher import Lesson
 
 PARITY_LESSONS = 4
-LAYER_BYTES, REPORT_BYTES = 50_000, 250_000
+LAYER_BYTES, REPORT_BYTES = 40_000, 250_000
 """What a bundle holds beside graphs and tokenizer, rounded up: the training graph per layer, report and manifest."""
 TOOLS = ("whisperfold", "torch", "peft", "onnx", "onnxruntime", "numpy")
 

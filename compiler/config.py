@@ -71,8 +71,6 @@ class CompileConfig:
     """The cut encoder learns the uncut one's frames."""
     heal: HealConfig = field(default_factory=lambda: HealConfig(epochs=1.0, learning_rate=2e-4))
     """The cut model, end to end."""
-    heal_blend: float = 1.0
-    """Share of that last healing that is kept, as an average of weights (WiSE-FT, arXiv 2109.01903)."""
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
 
     def __post_init__(self) -> None:
@@ -93,7 +91,6 @@ class CompileConfig:
             ("student.epochs", self.student.epochs, 0, 1000),
             ("window_heal.epochs", self.window_heal.epochs, 0, 1000),
             ("window_heal.rank", self.window_heal.rank, 1, 512),
-            ("heal_blend", self.heal_blend, 0.0, 1.0),
             ("frames.steps", self.frames.steps, 0, 10**6),
             ("heal.epochs", self.heal.epochs, 0, 1000),
             ("heal.rank", self.heal.rank, 1, 512),

@@ -6,8 +6,8 @@ kernels saturate (docs/decisions/0004). A matrix that loses more than `max_error
 Convolutions and position tables, which no integer kernel reads, are stored in 8 bits too, one scale per filter or row,
 and unpacked when the device loads the graph.
 
-A matrix that is given in 4 bits (blocks.py) becomes MatMulNBits on inputs times the column factors. Where it is looked
-up too (the token embedding), its rows are unpacked by ordinary nodes, so that it is stored once.
+A matrix that is given in 4 bits (blocks.py) becomes MatMulNBits on inputs times the column factors, and a second one
+for what the first rows lost. Where it is looked up (the token embedding), ordinary nodes unpack its rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from whisperfold.compiler.blocks import BLOCK, Blocks
+from whisperfold.compiler.blocks import BLOCK, FINE_ROWS, Blocks, fine_rows, stored_rows
 from whisperfold.runtime.quantized import ZERO_POINT, dequantize_columns, quantize_columns
 
 MICROSOFT = "com.microsoft"
@@ -68,12 +68,15 @@ def quantize(
     stored: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(node.input[1] for node in products):
         if name in blocks:
-            difference = blocks[name].dequantized().T - weights[name]
-            errors.append(MatrixError(name, 4, float(np.linalg.norm(difference) / np.linalg.norm(weights[name]))))
+            coarse, rows = blocks[name], np.ascontiguousarray(weights[name].T)
+            fine, lost = fine_rows(rows, coarse), stored_rows(rows, coarse) - rows
+            errors.append(MatrixError(name, 4, float(np.linalg.norm(lost) / np.linalg.norm(rows))))
             stored |= {
-                name: blocks[name].packed,
-                f"{name}.scale.half": blocks[name].scale,
-                f"{name}.columns": blocks[name].columns,
+                name: coarse.packed,
+                f"{name}.scale.half": coarse.scale,
+                f"{name}.columns": coarse.columns,
+                f"{name}.fine": fine.packed,
+                f"{name}.fine.scale.half": fine.scale,
             }
             continue
         quantized, scale = quantize_columns(weights[name])
@@ -117,7 +120,7 @@ def _rewrite(
         if node.op_type == "MatMul" and node.input[1] in blocks:
             nodes += _block_product(node, blocks[node.input[1]])
         elif node.op_type == "Gather" and node.input[0] in blocks:
-            nodes += _unpacked_columns(node)
+            nodes += _unpacked_columns(node, min(FINE_ROWS, len(blocks[node.input[0]].packed)))
         elif node.op_type == "MatMul" and node.input[1] in stored:
             name, output, bias = node.input[1], node.output[0], ""
             after = readers.get(output, [])
@@ -134,20 +137,36 @@ def _rewrite(
 
 
 def _block_product(product: onnx.NodeProto, matrix: Blocks) -> list[onnx.NodeProto]:
-    """Return nodes that multiply with a 4-bit matrix; accuracy level 4 is 8-bit activations, as elsewhere."""
+    """Return nodes that multiply with a 4-bit matrix; accuracy level 4 is 8-bit activations, as elsewhere.
+
+    Values named logits. are those after the hidden states, which adapt_graph.py leaves out.
+    """
     x, name, label = product.input[0], product.input[1], product.name
     n_out, n_blocks, _ = matrix.packed.shape
-    shape = {"N": n_out, "K": n_blocks * BLOCK, "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
+    n_fine = min(n_out, FINE_ROWS)
+
+    def multiply(table: str, n_rows: int, output: str) -> list[onnx.NodeProto]:
+        """The product with one table."""
+        shape = {"N": n_rows, "K": n_blocks * BLOCK, "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
+        inputs, scale = [f"{label}.x", table, f"{output}.s"], f"{table}.scale.half"
+        node = helper.make_node("MatMulNBits", inputs, [output], output, domain=MICROSOFT, **shape)
+        return [_to_float(scale, f"{output}.s"), node]
+
+    sizes = numpy_helper.from_array(np.array([n_fine, n_out - n_fine]), "logits.sizes")
     return [
-        _to_float(f"{name}.scale.half", f"{label}.s"),
         helper.make_node("Mul", [x, f"{name}.columns"], [f"{label}.x"], f"{label}.x"),
+        *multiply(name, n_out, "logits.coarse"),
+        *multiply(f"{name}.fine", n_fine, "logits.fine"),
+        helper.make_node("Constant", [], ["logits.sizes"], "logits.sizes", value=sizes),
         helper.make_node(
-            "MatMulNBits", [f"{label}.x", name, f"{label}.s"], [product.output[0]], label, domain=MICROSOFT, **shape
+            "Split", ["logits.coarse", "logits.sizes"], ["logits.first", "logits.rest"], "logits.split", axis=-1
         ),
+        helper.make_node("Add", ["logits.first", "logits.fine"], ["logits.sum"], "logits.sum"),
+        helper.make_node("Concat", ["logits.sum", "logits.rest"], [product.output[0]], label, axis=-1),
     ]
 
 
-def _unpacked_columns(gather: onnx.NodeProto) -> list[onnx.NodeProto]:
+def _unpacked_columns(gather: onnx.NodeProto, n_fine: int) -> list[onnx.NodeProto]:
     """Return nodes that gather rows of a 4-bit matrix for tokens (batch, n) and put them out as (n_in, batch, n)."""
     table, tokens, name = gather.input[0], gather.input[1], gather.name
 
@@ -161,6 +180,25 @@ def _unpacked_columns(gather: onnx.NodeProto) -> list[onnx.NodeProto]:
         names = [f"{name}{value}" if value.startswith(".") else value for value in inputs]
         return helper.make_node(kind, names, [f"{name}{label}"], f"{name}{label}", **attributes)
 
+    def unpack(source: str, ids: str, at: str) -> list[onnx.NodeProto]:
+        """Rows of one table before the column factors, as at.row (batch, n, n_in)."""
+        return [
+            node("Gather", [source, ids], f"{at}.packed", axis=0),
+            node("BitwiseAnd", [f"{at}.packed", ".fifteen"], f"{at}.low"),
+            node("BitShift", [f"{at}.packed", ".four"], f"{at}.high", direction="RIGHT"),
+            node("Unsqueeze", [f"{at}.low", ".last"], f"{at}.low1"),
+            node("Unsqueeze", [f"{at}.high", ".last"], f"{at}.high1"),
+            node("Concat", [f"{at}.low1", f"{at}.high1"], f"{at}.pairs", axis=-1),
+            node("Reshape", [f"{at}.pairs", ".blocks"], f"{at}.levels"),
+            _to_float(f"{name}{at}.levels", f"{name}{at}.levels.f"),
+            node("Sub", [f"{at}.levels.f", ".middle"], f"{at}.signed"),
+            node("Gather", [f"{source}.scale.half", ids], f"{at}.scale", axis=0),
+            _to_float(f"{name}{at}.scale", f"{name}{at}.scale.f"),
+            node("Unsqueeze", [f"{at}.scale.f", ".last"], f"{at}.scale1"),
+            node("Mul", [f"{at}.signed", f"{at}.scale1"], f"{at}.scaled"),
+            node("Reshape", [f"{at}.scaled", ".rows"], f"{at}.row"),
+        ]
+
     return [
         constant("fifteen", [15], np.uint8),
         constant("four", [4], np.uint8),
@@ -168,20 +206,15 @@ def _unpacked_columns(gather: onnx.NodeProto) -> list[onnx.NodeProto]:
         constant("blocks", [0, 0, 0, -1], np.int64),
         constant("rows", [0, 0, -1], np.int64),
         constant("middle", [8], np.float32),
-        node("Gather", [table, tokens], ".packed", axis=0),
-        node("BitwiseAnd", [".packed", ".fifteen"], ".low"),
-        node("BitShift", [".packed", ".four"], ".high", direction="RIGHT"),
-        node("Unsqueeze", [".low", ".last"], ".low1"),
-        node("Unsqueeze", [".high", ".last"], ".high1"),
-        node("Concat", [".low1", ".high1"], ".pairs", axis=-1),
-        node("Reshape", [".pairs", ".blocks"], ".levels"),
-        _to_float(f"{name}.levels", f"{name}.levels.f"),
-        node("Sub", [".levels.f", ".middle"], ".signed"),
-        node("Gather", [f"{table}.scale.half", tokens], ".scale", axis=0),
-        _to_float(f"{name}.scale", f"{name}.scale.f"),
-        node("Unsqueeze", [".scale.f", ".last"], ".scale1"),
-        node("Mul", [".signed", ".scale1"], ".scaled"),
-        node("Reshape", [".scaled", ".rows"], ".row"),
+        constant("last_fine", [n_fine - 1], np.int64),
+        *unpack(table, tokens, ".coarse"),
+        node("Min", [tokens, ".last_fine"], ".near"),
+        *unpack(f"{table}.fine", ".near", ".fine"),
+        node("Equal", [tokens, ".near"], ".is_fine"),
+        _to_float(f"{name}.is_fine", f"{name}.is_fine.f"),
+        node("Unsqueeze", [".is_fine.f", ".last"], ".is_fine1"),
+        node("Mul", [".fine.row", ".is_fine1"], ".added"),
+        node("Add", [".coarse.row", ".added"], ".row"),
         node("Mul", [".row", f"{table}.columns"], ".embedded"),
         helper.make_node("Transpose", [f"{name}.embedded"], [gather.output[0]], name, perm=[2, 0, 1]),
     ]

@@ -18,8 +18,8 @@ from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.errors import CompileError
 
 FILES = ("encoder.onnx", "decoder.onnx")
-INLINE_BYTES, INLINE_OWN_BYTES = 4096, 1 << 20
-"""Smaller tensors are stored in adapt.onnx itself; those that other files do not have, or do not align, up to 1 MB."""
+INLINE_BYTES, INLINE_OWN_BYTES = 4096, 1 << 18
+"""Smaller tensors are stored in adapt.onnx itself; those that other files do not have, up to 256 kB."""
 _OWN_TYPES = (TensorProto.FLOAT, TensorProto.UINT4)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from whisperfold.compiler.adapt import adapt
 from whisperfold.compiler.adapt_graph import EMBEDDING
+from whisperfold.compiler.blocks import FINE_ROWS, stored_rows
 from whisperfold.compiler.fold import fold
 from whisperfold.compiler.frames import learn_frames
 from whisperfold.compiler.heal import HealConfig, heal
@@ -96,24 +97,17 @@ def learn_cut_frames(
 def heal_cut(run: Compile, model: Whisper, lessons: list[Lesson], before: StageResult) -> tuple[Whisper, StageResult]:
     """Heal the cut model end to end, with the token embedding as the bundle will store it."""
     config = run.config
-
     table = model.decoder.token_embedding.weight.data
     embedding = table.clone()
 
     def work(key: str) -> dict[str, Any]:
         if EMBEDDING in run.blocks:
-            table.copy_(torch.from_numpy(run.blocks[EMBEDDING].dequantized()))
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        curve = _train(run, model, lessons, config.heal, f"heal-{key}", "healed.safetensors", embedding)
-        healed = run.load(model.widths, "healed.safetensors")
-        for name, tensor in healed.state_dict().items():
-            tensor.lerp_(before[name], 1 - config.heal_blend)
-        run.save(healed, "healed.safetensors")
-        return {"curve": curve}
+            table.copy_(torch.from_numpy(stored_rows(embedding.numpy(), run.blocks[EMBEDDING])))
+        return {"curve": _train(run, model, lessons, config.heal, f"heal-{key}", "healed.safetensors", embedding)}
 
     if config.heal.epochs == 0:
         return model, before
-    inputs = [before.key, asdict(config.heal), config.heal_blend, config.window, sorted(run.blocks)]
+    inputs = [before.key, asdict(config.heal), config.window, sorted(run.blocks), FINE_ROWS]
     done = run.work.stage("heal", inputs, work, "healed.safetensors")
     healed = run.load(model.widths, "healed.safetensors")
     healed.decoder.token_embedding.weight.data.copy_(embedding)  # 4 bits again at the export, which measures them

@@ -30,7 +30,7 @@ from whisperfold.runtime.errors import ConfigError
 ALL = "all"
 N_WORDS, N_CAPITALISED, N_BARE = 30_000, 15_000, 1_000
 """Most frequent words of a language that are kept after a space, so with a capital, and without a space."""
-N_NUMBERS, N_BARE_NUMBERS = 2100, 1000
+N_NUMBERS, N_BARE_NUMBERS = 2100, 100
 N_ACRONYMS = 10_000
 """Of so many words the form in capitals is kept where it is one token."""
 N_BYTES = 256

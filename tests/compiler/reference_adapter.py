@@ -91,7 +91,11 @@ def torch_model(bundle: Bundle) -> Whisper:
             first += part.n_out
     embedding = "decoder.token_embedding"
     if f"{embedding}.columns" in stored:
-        rows = Blocks(*(stored[embedding + part] for part in ("", ".scale.half", ".columns"))).dequantized()
+        rows, fine = (
+            Blocks(stored[name], stored[f"{name}.scale.half"], stored[f"{embedding}.columns"]).dequantized()
+            for name in (embedding, f"{embedding}.fine")
+        )
+        rows[: len(fine)] += fine
     else:
         rows = matrix(embedding).T.copy()
     state[f"{embedding}.weight"] = torch.tensor(rows)

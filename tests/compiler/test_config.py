@@ -51,4 +51,4 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_the_packaged_recipe_is_valid() -> None:
     recipe = Path(__file__).parents[2] / "compiler" / "configs" / "tiny.en.toml"
     config = load_config(recipe)
-    assert config.source == "tiny.en" and config.heal.epochs > 0
+    assert config.source == "tiny.en" and config.window_heal.epochs > 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from whisperfold.compiler import bundling, pipeline, stages, training_stages
+from whisperfold.compiler import bundling, pipeline, stages, training_stages, vocabulary
 from whisperfold.compiler.config import CompileConfig
 from whisperfold.compiler.frames import FramesConfig
 from whisperfold.compiler.heal import HealConfig
@@ -99,12 +99,19 @@ def test_both_budgets_at_once(compile_tiny: Any) -> None:
     unhealed = {"window_heal": HealConfig(epochs=0), "frames": FramesConfig(steps=0), "heal": HealConfig(epochs=0)}
     alone, _ = compile_tiny(budget="70%", **unhealed)
     size_mb = alone.size_bytes / 1e6
-    both, _ = compile_tiny(budget=f"70%, {size_mb + 0.1:.3f}MB", **unhealed)
+    both, _ = compile_tiny(budget=f"70%, {size_mb + 0.07:.3f}MB", **unhealed)
     assert both.manifest["widths"]["encoder"] == alone.manifest["widths"]["encoder"]
     assert both.manifest["widths"]["decoder"] != alone.manifest["widths"]["decoder"]
 
 
-@pytest.mark.parametrize(("max_wer", "least", "most"), [(0.0, 1.0, 1.0), (5.0, 0.75, 0.85), (100.0, 0.0, 0.7)])
+@pytest.mark.parametrize(
+    ("max_wer", "least", "most"),
+    [
+        pytest.param(0.0, 1.0, 1.0, marks=pytest.mark.slow),
+        (5.0, 0.75, 0.85),
+        pytest.param(100.0, 0.0, 0.7, marks=pytest.mark.slow),
+    ],
+)
 def test_as_much_is_cut_as_the_wer_allows(
     compile_tiny: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, max_wer: float, least: float, most: float
 ) -> None:
@@ -128,11 +135,13 @@ def test_as_much_is_cut_as_the_wer_allows(
     assert least <= share(bundle) <= most
 
 
-def test_english_bundle_transcribes_and_can_be_adapted(compile_tiny: Any, tiny: Checkpoint, jfk: np.ndarray) -> None:
+def test_english_bundle_transcribes_and_can_be_adapted(
+    compile_tiny: Any, tiny: Checkpoint, jfk: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vocabulary, "N_WORDS", 3000)
     unhealed = {"window_heal": HealConfig(epochs=0), "frames": FramesConfig(steps=0), "heal": HealConfig(epochs=0)}
     bundle, _ = compile_tiny(budget="100%", vocabulary="en", **unhealed)
-    assert 30_000 < bundle.dims.n_vocab < 40_000 < tiny.dims.n_vocab
-    assert bundle.tokens.timestamp_begin + 1501 == bundle.dims.n_vocab
+    assert tiny.dims.n_vocab - bundle.dims.n_vocab == tiny.tokens["eot"] - bundle.tokens.eot > 10_000
     transcriber = Transcriber.open(bundle.path)
     assert isinstance(transcriber.transcribe(jfk[:32000], vad=False).text, str)
     name = "encoder.layers.0.attn.q.lora_B"

@@ -89,7 +89,7 @@ def test_it_learns_with_the_decoder_alone(deep: Checkpoint, deep_lessons: list[L
     teach_student(student, deep_lessons, deep.tokens, config, tmp_path / "student.ckpt", report=seen.append)
     for loss in ("loss_kl", "loss_words"):
         losses = [facts[loss] for facts in seen]
-        assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:2]), loss
+        assert np.mean(losses[-4:]) < 0.9 * losses[0], loss
     assert "loss_silence" in seen[0] and "loss_silence" not in seen[1]
     changed = {name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])}
     frozen = {name for name in before if name.startswith("encoder.") or name == "decoder.token_embedding.weight"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from whisperfold.compiler import vocabulary
 from whisperfold.compiler.blocks import quantize_blocks
 from whisperfold.compiler.teacher import Lesson
 from whisperfold.compiler.vocabulary import Vocabulary, cut_vocabulary
@@ -18,11 +20,19 @@ from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.errors import ConfigError
 
 COMMON = " And so, my fellow Americans: ask not what your country can do for you. It's 1961, isn't it?"
-RARE = " Zwölfeinhalb 日本語 floccinaucinihilipilification {x} 🎉\n"
+RARE = " heinous juveniles Zwölfeinhalb 日本語 floccinaucinihilipilification {x} 🎉\n"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_words() -> Iterator[None]:
+    """The packaged tokenizer is cut already: fewer words cut it further."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary, "N_WORDS", 3000)
+        yield
 
 
 @pytest.fixture(scope="module")
-def english(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+def english(few_words: None, tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
     return cut_vocabulary(tiny, "en", [], tmp_path_factory.mktemp("vocabulary"))
 
 
@@ -42,8 +52,8 @@ def test_what_is_rare_can_still_be_written(tiny: Checkpoint, english: Vocabulary
 
 def test_it_is_smaller_and_special_tokens_are_the_same(tiny: Checkpoint, english: Vocabulary) -> None:
     cut = english.checkpoint(tiny)
-    assert 30_000 < cut.dims.n_vocab < 40_000 < tiny.dims.n_vocab
-    assert cut.tokens["timestamp_begin"] + 1501 == cut.dims.n_vocab
+    lost = tiny.dims.n_vocab - cut.dims.n_vocab
+    assert lost > 10_000 and cut.tokens["timestamp_begin"] == tiny.tokens["timestamp_begin"] - lost
     tokenizer = Tokenizer.from_file(str(cut.tokenizer))
     for name, token in (
         ("eot", "<|endoftext|>"),

@@ -37,7 +37,7 @@ def hugging_face(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) ->
 def test_hugging_face_directory(hugging_face: Path) -> None:
     checkpoint = load_source(hugging_face)
     assert (checkpoint.dims.n_audio_layer, checkpoint.dims.n_text_layer) == (2, 1)
-    assert checkpoint.tokens["sot"] == 50257 and checkpoint.tokens["no_timestamps"] == 50362
+    assert checkpoint.tokens["no_timestamps"] - checkpoint.tokens["sot"] == 105
     assert not checkpoint.tokens["multilingual"]
     model = Whisper.from_state(checkpoint.dims, checkpoint.state)
     theirs = WhisperForConditionalGeneration.from_pretrained(hugging_face).eval()

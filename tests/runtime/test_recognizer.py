@@ -170,7 +170,8 @@ def test_reload_is_for_new_work(make: Make, transcriber: Transcriber, jfk: np.nd
         first = await anext(segments)
         await recognizer.reload()
         assert recognizer._weights._loaded is not transcriber
-        assert first.text == (await anext(segments)).text  # the old weights finish their work
+        second = await anext(segments)  # the old weights finish their work; a pause more may be a comma less
+        assert first.text.replace(",", "") == second.text.replace(",", "")
         with pytest.raises(BundleError):
             await recognizer.reload(tmp_path)
         assert recognizer.status()["error"] is not None and "country" in (await recognizer.transcribe(jfk)).text
