@@ -108,8 +108,8 @@ def select(
 def longest_recording_s(bundle: Bundle, max_memory_mb: float) -> float:
     """Return how long a recording may be so that learning it stays below a peak memory in MB (10^6 bytes).
 
-    An upper bound of what `python tests/bench/adapt_memory.py` measures: tiny.en 484, 598 MB for 5, 15 s; with all weights in
-    8 bits tiny.en 446, 662, 1,088 MB for 5, 15, 30 s, base 749, 1,168, 2,057 MB.
+    An upper bound of what `python tests/bench/adapt_memory.py` measures: tiny.en 484, 598 MB for 5, 15 s; with all
+    weights in 8 bits tiny.en 446, 662, 1,088 MB for 5, 15, 30 s, base 749, 1,168, 2,057 MB.
     """
     fixed_mb = 255.0 + 3.9e-6 * bundle.size_bytes
     mb_per_s = 0.0175 * bundle.dims.n_audio_state * bundle.dims.n_audio_layer
