@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from whisperfold.compiler.heal import TAIL_S, Progress, attach_adapters
+from whisperfold.compiler.heal import TAIL_S, attach_adapters
+from whisperfold.compiler.lesson_training import Progress
 from whisperfold.compiler.losses import distillation, transcripts
 from whisperfold.compiler.manifests import Item
 from whisperfold.compiler.teacher import Lesson, prompt

@@ -24,12 +24,12 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from whisperfold.compiler.backward import differentiate
-from whisperfold.compiler.blocks import BLOCK, Blocks
+from whisperfold.compiler.blocks import BLOCK, Blocks, stored_rows
 from whisperfold.compiler.graph import OPSET, Graph
 from whisperfold.compiler.loss_head import Table, Targets, loss_head
 from whisperfold.compiler.projections import Part, matrix_parts
-from whisperfold.compiler.shared_weights import FILES, folding_facts, share_weights
-from whisperfold.runtime.bundle import Bundle, write_bundle
+from whisperfold.compiler.shared_weights import folding_facts, share_weights
+from whisperfold.runtime.bundle import GRAPHS, Bundle, write_bundle
 from whisperfold.runtime.errors import CompileError
 from whisperfold.runtime.quantized import dequantize_columns
 
@@ -64,7 +64,7 @@ def add_adapt_graph(path: Path) -> Bundle:
 
 def adapt_graph(bundle: Bundle) -> onnx.ModelProto:
     """Return the training graph of a bundle, weights inside."""
-    encoder, decoder = (onnx.load(str(bundle.file(name))) for name in FILES)
+    encoder, decoder = (onnx.load(str(bundle.file(name))) for name in GRAPHS)
     in_blocks = any(tensor.name == f"{EMBEDDING}.columns" for tensor in decoder.graph.initializer)
     dims, graph = bundle.dims, _Training(matrix_parts(bundle), OPSET_OF_BLOCKS if in_blocks else OPSET)
     mel = graph.input("mel", "float32", ("batch", dims.n_mels, "frames"))
@@ -194,9 +194,7 @@ class _Training(Graph):
             for name in (EMBEDDING, f"{EMBEDDING}.fine")
         )
         n_fine, n_vocab = len(fine.packed), len(weight)
-        rows = coarse.dequantized()
-        rows[:n_fine] += fine.dequantized()
-        mean = self.constant(f"{EMBEDDING}.mean", rows.mean(axis=0)[:, None])
+        mean = self.constant(f"{EMBEDDING}.mean", stored_rows(coarse, fine).mean(axis=0)[:, None])
         first, rest = self.op("Split", self._rows(EMBEDDING), self.ints(n_fine, n_vocab - n_fine), n_out=2, axis=0)
         table = self.op("Concat", self.op("Add", first, self._rows(f"{EMBEDDING}.fine")), rest, axis=0)
         self.matrices.add(table)

@@ -57,10 +57,10 @@ def fine_rows(weight: np.ndarray, coarse: Blocks) -> Blocks:
     return Blocks(_packed(torch.cat(levels, 1)), torch.stack(scales, 1).numpy().astype(np.float16), coarse.columns)
 
 
-def stored_rows(weight: np.ndarray, coarse: Blocks) -> np.ndarray:
-    """Return float32 (n_out, n_in), what a bundle stores of weight: coarse, and the first rows fine."""
-    rows, fine = coarse.dequantized(), fine_rows(weight, coarse).dequantized()
-    rows[: len(fine)] += fine
+def stored_rows(coarse: Blocks, fine: Blocks) -> np.ndarray:
+    """Return float32 (n_out, n_in), what a bundle stores: coarse rows, and what the first of them had lost."""
+    rows = coarse.dequantized()
+    rows[: len(fine.packed)] += fine.dequantized()
     return rows
 
 

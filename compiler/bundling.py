@@ -125,7 +125,7 @@ def manifest(model: Whisper, run: Compile, graphs: Graphs, window: str, precisio
         else {},
         "tools": {"python": platform.python_version(), **{name: version(name) for name in TOOLS}},
         "config": json.loads(json.dumps(asdict(config))),
-        "bytes": graphs.bytes,
+        "bytes": dict(graphs.bytes),
     }
 
 
@@ -136,11 +136,28 @@ def write_model(
     window: str,
     precision: str,
     extra: dict[str, Any],
-    report: bytes | None = None,
 ) -> Bundle:
     """Export a model and write it as a bundle."""
+    return write_graphs(path, bundle_graphs(model, run, window, precision), model, run, window, precision, extra)
+
+
+def bundle_graphs(model: Whisper, run: Compile, window: str, precision: str) -> Graphs:
+    """Export a model as its bundle stores it."""
     heads, tail_s = run.checkpoint.alignment_heads, run.config.tail_s
-    graphs = build_graphs(model, heads, precision, run.blocks, run.heard, window, tail_s)
+    return build_graphs(model, heads, precision, run.blocks, run.heard, window, tail_s)
+
+
+def write_graphs(
+    path: Path,
+    graphs: Graphs,
+    model: Whisper,
+    run: Compile,
+    window: str,
+    precision: str,
+    extra: dict[str, Any],
+    report: bytes | None = None,
+) -> Bundle:
+    """Write a model's graphs as a bundle."""
     files: dict[str, Path | bytes] = {
         **graphs.files,
         "tokenizer.json.gz": packed_json(run.checkpoint.tokenizer),
@@ -201,7 +218,7 @@ def measure(label: str, bundle: Bundle, sets: tuple[str, ...], bar: Callable[[st
     return Stage(label, bundle.size_bytes, wer, round(seconds, 1))
 
 
-def check_parity(model: Whisper, run: Compile, lessons: list[Lesson]) -> dict[str, float]:
+def check_parity(model: Whisper, graphs: Graphs, run: Compile, lessons: list[Lesson]) -> dict[str, float]:
     """Compare fp32 graphs (which must be equal) and those of the bundle with torch; return what was found.
 
     Raises:
@@ -212,7 +229,6 @@ def check_parity(model: Whisper, run: Compile, lessons: list[Lesson]) -> dict[st
     check(exact)
     found = {"fp32_max_logit_difference": round(exact.max_difference, 7)}
     if config.precision != "fp32":
-        graphs = build_graphs(model, heads, config.precision, run.blocks, run.heard, config.window, config.tail_s)
         near = compare(model, graphs.files, lessons, config.window, config.tail_s)
         found[f"{config.precision}_kl_nats_per_token"] = round(near.kl, 6)
     return found
@@ -223,10 +239,12 @@ def export_bundle(output: Path, model: Whisper, run: Compile, lessons: list[Less
     config, vocabulary = run.config, run.vocabulary
     run, model = run.with_vocabulary(model)
     checked = vocabulary.lessons(lessons[:PARITY_LESSONS]) if vocabulary else lessons[:PARITY_LESSONS]
-    parity = check_parity(model, run, checked)
+    graphs = bundle_graphs(model, run, config.window, config.precision)
+    parity = check_parity(model, graphs, run, checked)
     run.work.console.print("  graphs against torch: " + ", ".join(f"{k} {v:.2g}" for k, v in parity.items()))
     label = f"bundle, {config.precision}"
-    bundle = write_model(run.work.file("stage-bundle"), model, run, config.window, config.precision, {"results": {}})
+    scratch, kind = run.work.file("stage-bundle"), (config.window, config.precision)
+    bundle = write_graphs(scratch, graphs, model, run, *kind, {"results": {}})
     if config.verify:
         run.stages.append(measure(label, bundle, config.verify, run.work.bar))
         run.work.console.print(f"  {label}: {bundle.size_bytes / 1e6:.1f} MB, WER {_shown(run.stages[-1].wer)}")
@@ -249,7 +267,7 @@ def export_bundle(output: Path, model: Whisper, run: Compile, lessons: list[Less
         "hardware": {"machine": platform.machine(), "system": platform.platform(), "threads": config.threads},
     }
     report = write_report(run.work.file("report.html"), page).read_bytes()
-    written = write_model(output, model, run, config.window, config.precision, {"results": results}, report)
+    written = write_graphs(output, graphs, model, run, *kind, {"results": results}, report)
     return add_adapt_graph(written.path)
 
 

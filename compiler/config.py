@@ -15,7 +15,7 @@ from whisperfold.compiler.budget import parse_budget
 from whisperfold.compiler.frames import FramesConfig
 from whisperfold.compiler.heal import HealConfig
 from whisperfold.compiler.student import StudentConfig
-from whisperfold.compiler.vocabulary import ALL, words_of
+from whisperfold.compiler.vocabulary import ALL, codes_of
 from whisperfold.runtime.errors import ConfigError
 
 WINDOWS = ("short", "full")
@@ -98,10 +98,10 @@ class CompileConfig:
         ):
             if not low <= number <= high:
                 raise ConfigError(f"{name} = {number}: expected {low} to {high}")
-        parse_budget(self.budget)
+        budget = parse_budget(self.budget)
         if self.vocabulary != ALL:
-            words_of(self.vocabulary)
-        if self.max_wer is not None and (not self.verify or self.max_wer < 0 or parse_budget(self.budget).sides):
+            codes_of(self.vocabulary)
+        if self.max_wer is not None and (not self.verify or self.max_wer < 0 or budget.sides):
             raise ConfigError(f"max_wer = {self.max_wer}: expected 0 or more, a verify set, and budget 100% beside it")
 
 

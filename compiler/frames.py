@@ -33,7 +33,6 @@ CROP_S = (1.5, 12.0)
 """Lengths of the crops; all crops of a step are equally long."""
 TAIL_S = (0.0, 1.2)
 NON_SPEECH_SHARE = 0.05
-SAVE_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,7 @@ def learn_frames(
         update(distances[-1] + LAYER_WEIGHT * layers, trainable, optimizer, rate)
         facts = {"loss_output": float(distances[-1].detach()), "loss_layers": float(layers.detach())}
         report({"step": step, "steps": config.steps, **facts})
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == config.steps:
-            save_checkpoint(checkpoint, step + 1, trainable, optimizer)
+        save_checkpoint(checkpoint, step + 1, config.steps, trainable, optimizer)
     cut.requires_grad_(False)
 
 

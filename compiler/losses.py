@@ -24,6 +24,8 @@ from whisperfold.runtime.audio import SAMPLE_RATE
 NOISE_SHARE = 0.35
 """Share of lessons heard with noise; the teacher always heard the clean ones."""
 SNR_DB = (8.0, 35.0)
+TIMED_SHARE = 0.25
+"""Share of lessons between timestamps."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,19 @@ def student_hidden(model: Whisper, batch: Batch) -> tuple[Tensor, Tensor]:
     return encoded, hidden[batch.real]
 
 
+def heard(lessons: list[Lesson], rng: np.random.Generator) -> tuple[list[np.ndarray], list[bool]]:
+    """Return the lessons' audio, some of it with noise, and which of them are written between timestamps."""
+    audio = [
+        add_noise(rng, lesson.samples, SNR_DB) if rng.random() < NOISE_SHARE else lesson.samples for lesson in lessons
+    ]
+    return audio, [bool(rng.random() < TIMED_SHARE) for _ in lessons]
+
+
+def mean_kl(expected: Tensor, found: Tensor) -> Tensor:
+    """Return the mean KL(expected || found), nats, of log-probabilities (n, n_vocab)."""
+    return (expected.exp() * (expected - found)).sum(-1).mean()
+
+
 def distillation(
     model: Whisper,
     lessons: list[Lesson],
@@ -74,18 +89,15 @@ def distillation(
 
     The original's logits are its hidden states times embedding (n_vocab, n_text_state); None is the model's own.
     """
-    audio = [
-        add_noise(rng, lesson.samples, SNR_DB) if rng.random() < NOISE_SHARE else lesson.samples for lesson in lessons
-    ]
-    chosen = [lesson.sequences[int(rng.random() < 0.25)] for lesson in lessons]
+    audio, timed = heard(lessons, rng)
+    chosen = [lesson.sequences[kind] for lesson, kind in zip(lessons, timed, strict=True)]
     batch = make_batch(audio, [c[0] for c in chosen], model.dims.n_mels, eot, rng.uniform(*tail_s), full)
     encoded, hidden = student_hidden(model, batch)
     with torch.no_grad():
         table = model.decoder.token_embedding.weight if embedding is None else embedding
         expected = (torch.cat([c[1] for c in chosen]).float() @ table.T).log_softmax(-1)
     found = model.decoder.logits(hidden).log_softmax(-1)
-    kl = (expected.exp() * (expected - found)).sum(-1).mean()
-    return kl, _frame_distance(encoded, [lesson.encoded for lesson in lessons])
+    return mean_kl(expected, found), _frame_distance(encoded, [lesson.encoded for lesson in lessons])
 
 
 def _frame_distance(encoded: Tensor, expected: list[Tensor]) -> Tensor:

@@ -30,12 +30,7 @@ class Parity:
 def compare(model: Whisper, files: dict[str, bytes], lessons: list[Lesson], kind: str, tail_s: float) -> Parity:
     """Run both over the lessons' tokens, the graphs in one step from an empty past."""
     encoder, decoder = (ort.InferenceSession(files[f"{name}.onnx"]) for name in ("encoder", "decoder"))
-    shapes = {value.name: value.shape for value in decoder.get_inputs()}
-    past = {
-        name: np.zeros((1, shape[1], 0, shape[3]), np.float32)
-        for name, shape in shapes.items()
-        if name.startswith("past_")
-    }
+    past = empty_past(decoder)
     cross_names = [output.name for output in encoder.get_outputs()]
     worst, total, n_tokens = 0.0, 0.0, 0
     for lesson in lessons:
@@ -51,6 +46,15 @@ def compare(model: Whisper, files: dict[str, bytes], lessons: list[Lesson], kind
         total += float((expected.exp() * (expected - found)).sum())
         n_tokens += tokens.shape[1]
     return Parity(worst, total / n_tokens)
+
+
+def empty_past(decoder: ort.InferenceSession) -> dict[str, np.ndarray]:
+    """Return the decoder's past_ inputs before the first token, batch 1."""
+    return {
+        item.name: np.zeros((1, item.shape[1], 0, item.shape[3]), np.float32)
+        for item in decoder.get_inputs()
+        if item.name.startswith("past_")
+    }
 
 
 def check(parity: Parity) -> None:

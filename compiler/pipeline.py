@@ -25,12 +25,10 @@ from rich.console import Console
 from whisperfold.compiler import bundling
 from whisperfold.compiler.config import CompileConfig
 from whisperfold.compiler.stages import (
-    HEARD,
     Compile,
-    choose_vocabulary,
     factorize_model,
     measure_cuts,
-    quantize_embedding,
+    prepare_export,
     read_utterances,
     singular_values,
     take_moments,
@@ -65,9 +63,7 @@ def compile_bundle(
 
     taught = teach_original(run)
     lessons = read_lessons(run.work.file("teacher.safetensors"), run.utterances, config.seed)
-    run.heard = lessons[bundling.PARITY_LESSONS :][-HEARD:] or lessons
-    run.blocks = quantize_embedding(run, original, lessons)
-    run.vocabulary = choose_vocabulary(run, lessons)
+    prepare_export(run, original, lessons)
     student, distilled = distil_student(run, original, lessons, taught)
     if config.student.decoder_layers:
         bundling.measure_stage(run.stages, f"student, {config.window} window", student, run, precision="fp32")

@@ -69,7 +69,8 @@ def quantize(
     for name in dict.fromkeys(node.input[1] for node in products):
         if name in blocks:
             coarse, rows = blocks[name], np.ascontiguousarray(weights[name].T)
-            fine, lost = fine_rows(rows, coarse), stored_rows(rows, coarse) - rows
+            fine = fine_rows(rows, coarse)
+            lost = stored_rows(coarse, fine) - rows
             errors.append(MatrixError(name, 4, float(np.linalg.norm(lost) / np.linalg.norm(rows))))
             stored |= {
                 name: coarse.packed,

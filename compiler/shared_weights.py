@@ -14,10 +14,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from whisperfold.compiler.projections import matrix_parts
-from whisperfold.runtime.bundle import Bundle
+from whisperfold.runtime.bundle import GRAPHS, Bundle
 from whisperfold.runtime.errors import CompileError
 
-FILES = ("encoder.onnx", "decoder.onnx")
 INLINE_BYTES, INLINE_OWN_BYTES = 4096, 1 << 18
 """Smaller tensors are stored in adapt.onnx itself; those that other files do not have, up to 256 kB."""
 _OWN_TYPES = (TensorProto.FLOAT, TensorProto.UINT4)
@@ -47,7 +46,7 @@ def folding_facts(bundle: Bundle) -> list[dict[str, Any]]:
         CompileError: a matrix is not stored as raw data.
     """
     contents = _contents(bundle)
-    tensors = {tensor.name: tensor for name in FILES for tensor in onnx.load(str(bundle.file(name))).graph.initializer}
+    tensors = {tensor.name: tensor for name in GRAPHS for tensor in onnx.load(str(bundle.file(name))).graph.initializer}
     matrices = []
     for matrix, parts in matrix_parts(bundle).items():
         weight, bias = f"{matrix}.weight", f"{matrix}.bias"
@@ -71,7 +70,7 @@ def folding_facts(bundle: Bundle) -> list[dict[str, Any]]:
 
 def _contents(bundle: Bundle) -> dict[str, bytes]:
     """The bytes of the bundle's graphs."""
-    return {name: bundle.file(name).read_bytes() for name in FILES}
+    return {name: bundle.file(name).read_bytes() for name in GRAPHS}
 
 
 def _place(tensor: TensorProto, contents: dict[str, bytes]) -> dict[str, Any]:
@@ -88,4 +87,4 @@ def _find(tensor: TensorProto, contents: dict[str, bytes]) -> tuple[str, int]:
             offset = content.find(tensor.raw_data)
             if offset >= 0:
                 return name, offset
-    raise CompileError(f"adapt: {tensor.name} is not stored in {' or '.join(FILES)}; compile the bundle again")
+    raise CompileError(f"adapt: {tensor.name} is not stored in {' or '.join(GRAPHS)}; compile the bundle again")

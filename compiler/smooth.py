@@ -22,6 +22,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from whisperfold.compiler.calibrate import window_of
+from whisperfold.compiler.parity import empty_past
 from whisperfold.compiler.teacher import Lesson, mel_window
 
 QUANTILE, EXPONENT = 0.9, 0.5
@@ -38,11 +39,7 @@ def measure_peaks(
     """Return the peaks of both fp32 graphs over the lessons, each at its window (calibrate.window_of)."""
     listening, speaking = (ort.InferenceSession(_with_peaks(graph).SerializeToString()) for graph in (encoder, decoder))
     n_mels = listening.get_inputs()[0].shape[1]
-    past = {
-        item.name: np.zeros((1, item.shape[1], 0, item.shape[3]), np.float32)
-        for item in speaking.get_inputs()
-        if item.name.startswith("past_")
-    }
+    past = empty_past(speaking)
     peaks: Peaks = {}
     for lesson in lessons:
         mel = mel_window(lesson.samples, window_of(lesson, kind, tail_s), n_mels)[None].numpy()

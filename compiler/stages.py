@@ -127,6 +127,13 @@ def teach_original(run: Compile) -> StageResult:
     return run.work.stage("teach", inputs, work, "teacher.safetensors")
 
 
+def prepare_export(run: Compile, original: Whisper, lessons: list[Lesson]) -> None:
+    """Set what the bundle's graphs are made with: clips that tell loud channels, 4-bit embedding, vocabulary."""
+    run.heard = lessons[bundling.PARITY_LESSONS :][-HEARD:] or lessons
+    run.blocks = quantize_embedding(run, original, lessons)
+    run.vocabulary = choose_vocabulary(run, lessons)
+
+
 def quantize_embedding(run: Compile, original: Whisper, lessons: list[Lesson]) -> dict[str, Blocks]:
     """Return the token embedding in 4 bits, where the precision is mixed; no training changes it."""
     if run.config.precision != "mixed":

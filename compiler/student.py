@@ -23,39 +23,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from whisperfold.compiler.heal import TAIL_S, Progress, batches
-from whisperfold.compiler.losses import NOISE_SHARE, SNR_DB, make_batch, silence, student_hidden
+from whisperfold.compiler.heal import TAIL_S
+from whisperfold.compiler.lesson_training import LessonTraining, Progress, train_on_lessons
+from whisperfold.compiler.losses import heard, make_batch, mean_kl, student_hidden
 from whisperfold.compiler.teacher import Lesson, prompt
-from whisperfold.compiler.training import resume, save_checkpoint, schedule, update
-from whisperfold.compiler.utterances import add_noise
 from whisperfold.models.sources import Checkpoint
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.errors import ConfigError
 
-TIMED_SHARE = 0.25
-"""Share of lessons between timestamps, as while healing."""
-SAVE_EVERY = 50
-"""Steps between checkpoints."""
-
 
 @dataclass(frozen=True)
-class StudentConfig:
+class StudentConfig(LessonTraining):
     """How small the student's decoder is, how long and how hard it is taught."""
 
-    decoder_layers: int = 0
-    """How many of the original's decoder layers stay, the first and the last among them; 0: all, no student."""
     epochs: float = 6.0
-    """Passes over the lessons."""
-    batch_s: float = 64.0
-    """Audio per step, seconds."""
     learning_rate: float = 3e-4
     """Peak; at 1e-3 base's loss first rises and stays three times as high."""
+    decoder_layers: int = 0
+    """How many of the original's decoder layers stay, the first and the last among them; 0: all, no student."""
     kl_weight: float = 0.8
     """Of the KL from the original beside the cross-entropy of its words."""
-    silence_weight: float = 0.2
-    silence_every: int = 4
-    """A few clips without speech every so many steps."""
-    seed: int = 0
 
 
 def kept_decoder_layers(n: int, n_kept: int) -> list[int]:
@@ -119,24 +106,13 @@ def teach_student(
     trainable = [p for name, p in student.decoder.named_parameters() if not name.startswith("token_embedding")]
     for parameter in trainable:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=0.0)
-    per_epoch = len(list(batches(lessons, config.batch_s, config.seed)))
-    total = round(config.epochs * per_epoch)
-    for step in range(resume(checkpoint, trainable, optimizer), total):
-        plan = list(batches(lessons, config.batch_s, config.seed + step // per_epoch))
-        chosen = [lessons[i] for i in plan[step % per_epoch % len(plan)]]
-        rng = np.random.default_rng((config.seed, step))
-        kl, words = _losses(student, chosen, rng, tokens, full_window)
-        loss = config.kl_weight * kl + words
-        facts = {"step": step, "steps": total, "loss_kl": float(kl.detach()), "loss_words": float(words.detach())}
-        if step % config.silence_every == 0:
-            quiet = silence(student, rng, tokens, 4, full_window)
-            loss = loss + config.silence_weight * quiet
-            facts["loss_silence"] = float(quiet.detach())
-        update(loss, trainable, optimizer, config.learning_rate * schedule(step, total))
-        report(facts)
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == total:
-            save_checkpoint(checkpoint, step + 1, trainable, optimizer)
+
+    def losses(batch: list[Lesson], rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """KL from the original and cross-entropy of its words."""
+        kl, words = _losses(student, batch, rng, tokens, full_window)
+        return config.kl_weight * kl + words, {"loss_kl": kl, "loss_words": words}
+
+    train_on_lessons(student, trainable, losses, lessons, tokens, config, checkpoint, full_window, report)
     student.requires_grad_(False)
 
 
@@ -144,19 +120,15 @@ def _losses(
     student: Whisper, lessons: list[Lesson], rng: np.random.Generator, tokens: dict[str, Any], full: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the mean KL per token, and the cross-entropy of what the original said after the prompt."""
-    audio = [
-        add_noise(rng, lesson.samples, SNR_DB) if rng.random() < NOISE_SHARE else lesson.samples for lesson in lessons
-    ]
-    timed = [bool(rng.random() < TIMED_SHARE) for _ in lessons]
+    audio, timed = heard(lessons, rng)
     sequences, hidden = zip(*(lesson.sequences[kind] for lesson, kind in zip(lessons, timed, strict=True)), strict=True)
     batch = make_batch(audio, list(sequences), student.dims.n_mels, tokens["eot"], rng.uniform(*TAIL_S), full)
     found = student.decoder.logits(student_hidden(student, batch)[1]).log_softmax(-1)
     with torch.no_grad():
         expected = student.decoder.logits(torch.cat(hidden).float()).log_softmax(-1)
-    kl = (expected.exp() * (expected - found)).sum(-1).mean()
     said = [
         torch.arange(1, len(sequence)) >= len(prompt(tokens, timestamps=kind))
         for sequence, kind in zip(sequences, timed, strict=True)
     ]
     labels, judged = torch.cat([sequence[1:] for sequence in sequences]), torch.cat(said)
-    return kl, F.nll_loss(found[judged], labels[judged])
+    return mean_kl(expected, found), F.nll_loss(found[judged], labels[judged])

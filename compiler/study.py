@@ -23,7 +23,7 @@ from rich.console import Console
 from whisperfold.compiler import stages, training_stages
 from whisperfold.compiler.baselines import METHODS, Material, encoder_parameters, kept_layers, teacher_of
 from whisperfold.compiler.budget import parse_budget
-from whisperfold.compiler.bundling import PARITY_LESSONS, build_graphs, measure, write_model
+from whisperfold.compiler.bundling import build_graphs, measure, write_model
 from whisperfold.compiler.calibrate import load_moments, save_moments
 from whisperfold.compiler.fold import fold
 from whisperfold.compiler.frames import learn_frames
@@ -92,9 +92,7 @@ class Study:
         self.original = Whisper.from_state(checkpoint.dims, checkpoint.state)
         taught = stages.teach_original(self.run)
         self.lessons = read_lessons(work.file("teacher.safetensors"), self.run.utterances, recipe.seed)
-        self.run.heard = self.lessons[PARITY_LESSONS:][-stages.HEARD :] or self.lessons
-        self.run.blocks = stages.quantize_embedding(self.run, self.original, self.lessons)
-        self.run.vocabulary = stages.choose_vocabulary(self.run, self.lessons)
+        stages.prepare_export(self.run, self.original, self.lessons)
         self.uncut, windowed = training_stages.heal_window(self.run, self.original, self.lessons, taught)
         self.calibrated = stages.take_moments(self.run, self.uncut, self.lessons, windowed)
 

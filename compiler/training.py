@@ -9,6 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+SAVE_EVERY = 50
+"""Steps between checkpoints."""
+
 
 def schedule(step: int, total: int, warm_up: float = 0.06) -> float:
     """Return the learning rate's factor: linear warm-up, then half a cosine to zero."""
@@ -29,9 +32,11 @@ def update(loss: Tensor, trainable: list[torch.nn.Parameter], optimizer: torch.o
 
 
 def save_checkpoint(
-    path: Path, step: int, trainable: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer
+    path: Path, step: int, total: int, trainable: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write step, adapters and optimizer state so that a killed run loses at most 50 steps."""
+    """Write steps done, parameters and optimizer state every `SAVE_EVERY` steps and after the last one."""
+    if step % SAVE_EVERY and step != total:
+        return
     scratch = path.with_suffix(".tmp")
     state = {"step": step, "trainable": [p.data for p in trainable], "optimizer": optimizer.state_dict()}
     torch.save(state, scratch)

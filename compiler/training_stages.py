@@ -15,7 +15,7 @@ from torch import Tensor
 
 from whisperfold.compiler.adapt import adapt
 from whisperfold.compiler.adapt_graph import EMBEDDING
-from whisperfold.compiler.blocks import FINE_ROWS, stored_rows
+from whisperfold.compiler.blocks import FINE_ROWS, fine_rows, stored_rows
 from whisperfold.compiler.fold import fold
 from whisperfold.compiler.frames import learn_frames
 from whisperfold.compiler.heal import HealConfig, heal
@@ -102,7 +102,8 @@ def heal_cut(run: Compile, model: Whisper, lessons: list[Lesson], before: StageR
 
     def work(key: str) -> dict[str, Any]:
         if EMBEDDING in run.blocks:
-            table.copy_(torch.from_numpy(stored_rows(embedding.numpy(), run.blocks[EMBEDDING])))
+            coarse = run.blocks[EMBEDDING]
+            table.copy_(torch.from_numpy(stored_rows(coarse, fine_rows(embedding.numpy(), coarse))))
         return {"curve": _train(run, model, lessons, config.heal, f"heal-{key}", "healed.safetensors", embedding)}
 
     if config.heal.epochs == 0:

@@ -122,7 +122,7 @@ def cut_vocabulary(checkpoint: Checkpoint, languages: str, spoken: Iterable[int]
     tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer))
     tokenizer.no_padding()
     eot = int(checkpoint.tokens["eot"])
-    texts, acronyms = _texts(words_of(languages))
+    texts, acronyms = _texts(codes_of(languages))
     encoded, short = (tokenizer.encode_batch(group, add_special_tokens=False) for group in (texts, acronyms))
     chosen = {*range(N_BYTES), *spoken, *(i for text in encoded for i in text.ids)}
     chosen |= {text.ids[0] for text in short if len(text.ids) == 1}
@@ -135,28 +135,31 @@ def cut_vocabulary(checkpoint: Checkpoint, languages: str, spoken: Iterable[int]
     return Vocabulary(kept, path)
 
 
-def words_of(languages: str) -> list[list[str]]:
-    """Return the words of each language, the most frequent first.
+def codes_of(languages: str) -> list[str]:
+    """Return the codes in "en,de".
 
     Raises:
         ConfigError: no word list of a language.
     """
-    from wordfreq import available_languages, top_n_list
+    from wordfreq import available_languages
 
     known = available_languages()
     codes = [code.strip() for code in languages.split(",")]
     for code in codes:
         if code not in known:
             raise ConfigError(f"vocabulary {code!r}: no word list; expected all, or of {', '.join(sorted(known))}")
-    return [top_n_list(code, N_WORDS) for code in codes]
+    return codes
 
 
-def _texts(languages: list[list[str]]) -> tuple[list[str], list[str]]:
+def _texts(languages: list[str]) -> tuple[list[str], list[str]]:
     """Return what has to be written with few tokens (words as they come in sentences, numbers, marks), and acronyms."""
+    from wordfreq import top_n_list
+
     texts = [*_ENDINGS, *_MARKS, *(f"{first}{mark}" for mark in string.punctuation for first in ("", " "))]
     texts += [f" {number}" for number in range(N_NUMBERS)] + [str(number) for number in range(N_BARE_NUMBERS)]
     acronyms = []
-    for words in languages:
+    for language in languages:
+        words = top_n_list(language, N_WORDS)
         texts += [f" {word}" for word in words]
         texts += [f" {word.capitalize()}" for word in words[:N_CAPITALISED]]
         texts += words[:N_BARE]

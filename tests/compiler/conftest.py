@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from whisperfold.compiler.teacher import Lesson
     from whisperfold.models.sources import Checkpoint
     from whisperfold.models.whisper import Whisper
+
+sys.path.insert(0, str(Path(__file__).parent))  # killed_run.py, reference_adapter.py, gradient_table.py
 
 
 @pytest.fixture(scope="session")

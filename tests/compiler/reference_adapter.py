@@ -16,14 +16,13 @@ from onnx import numpy_helper
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whisperfold.compiler.adapt_graph import EMBEDDING, GRAPH_NAME, add_adapt_graph
-from whisperfold.compiler.blocks import Blocks, quantize_blocks
+from whisperfold.compiler.blocks import Blocks, quantize_blocks, stored_rows
 from whisperfold.compiler.bundling import build_graphs
 from whisperfold.compiler.projections import matrix_parts
-from whisperfold.compiler.shared_weights import FILES
 from whisperfold.models.dims import DecoderWidths, EncoderWidths, ModelDimensions, Widths
 from whisperfold.models.sources import Checkpoint
 from whisperfold.models.whisper import Whisper
-from whisperfold.runtime.bundle import Bundle, write_bundle
+from whisperfold.runtime.bundle import GRAPHS, Bundle, write_bundle
 
 SCALING = 2.0
 Feed = dict[str, np.ndarray]
@@ -57,7 +56,7 @@ def torch_model(bundle: Bundle) -> Whisper:
     """The Whisper that the bundle's (de-quantised) weights are."""
     stored = {
         tensor.name: numpy_helper.to_array(tensor)
-        for name in FILES
+        for name in GRAPHS
         for tensor in onnx.load(str(bundle.file(name))).graph.initializer
     }
 
@@ -91,11 +90,11 @@ def torch_model(bundle: Bundle) -> Whisper:
             first += part.n_out
     embedding = "decoder.token_embedding"
     if f"{embedding}.columns" in stored:
-        rows, fine = (
-            Blocks(stored[name], stored[f"{name}.scale.half"], stored[f"{embedding}.columns"]).dequantized()
+        coarse, fine = (
+            Blocks(stored[name], stored[f"{name}.scale.half"], stored[f"{embedding}.columns"])
             for name in (embedding, f"{embedding}.fine")
         )
-        rows[: len(fine)] += fine
+        rows = stored_rows(coarse, fine)
     else:
         rows = matrix(embedding).T.copy()
     state[f"{embedding}.weight"] = torch.tensor(rows)

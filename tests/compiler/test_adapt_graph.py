@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +9,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from gradient_table import LONG, QUICK, Case, base_bundle, speech_feed  # noqa: E402
-from reference_adapter import (  # noqa: E402
+from gradient_table import LONG, QUICK, Case, base_bundle, speech_feed
+from reference_adapter import (
     SCALING,
     Feed,
     adapted_logits,
@@ -26,16 +23,16 @@ from reference_adapter import (  # noqa: E402
     trainable_copy,
 )
 
-from whisperfold.compiler.adapt_graph import GRAPH_NAME, adapt_graph, try_out  # noqa: E402
-from whisperfold.compiler.projections import matrix_parts  # noqa: E402
-from whisperfold.compiler.shared_weights import FILES, share_weights  # noqa: E402
-from whisperfold.models.dims import DecoderWidths, EncoderWidths, Widths  # noqa: E402
-from whisperfold.models.sources import Checkpoint, SourceError  # noqa: E402
-from whisperfold.models.whisper import Whisper  # noqa: E402
-from whisperfold.runtime.adapter import Adapter  # noqa: E402
-from whisperfold.runtime.bundle import Bundle  # noqa: E402
-from whisperfold.runtime.errors import CompileError  # noqa: E402
-from whisperfold.runtime.session import Engine  # noqa: E402
+from whisperfold.compiler.adapt_graph import GRAPH_NAME, adapt_graph, try_out
+from whisperfold.compiler.projections import matrix_parts
+from whisperfold.compiler.shared_weights import share_weights
+from whisperfold.models.dims import DecoderWidths, EncoderWidths, Widths
+from whisperfold.models.sources import Checkpoint, SourceError
+from whisperfold.models.whisper import Whisper
+from whisperfold.runtime.adapter import Adapter
+from whisperfold.runtime.bundle import GRAPHS, Bundle
+from whisperfold.runtime.errors import CompileError
+from whisperfold.runtime.session import Engine
 
 SPEECH = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in LONG)]
 
@@ -107,9 +104,9 @@ def test_weights_are_not_copied(packaged: Bundle) -> None:
     assert packaged.size_bytes < 25_000_000
     sources = {
         name: {tensor.name: tensor.raw_data for tensor in onnx.load(str(packaged.file(name))).graph.initializer}
-        for name in FILES
+        for name in GRAPHS
     }
-    contents = {name: packaged.file(name).read_bytes() for name in FILES}
+    contents = {name: packaged.file(name).read_bytes() for name in GRAPHS}
     shared = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
     assert len(shared) > 40
     for tensor in shared:
@@ -135,7 +132,7 @@ def test_the_packaged_training_graph_is_that_of_its_files(packaged: Bundle, bund
 
 
 def test_folding_facts_lead_to_the_stored_tensors(cut: Bundle) -> None:
-    tensors = {t.name: t for name in FILES for t in onnx.load(str(cut.file(name))).graph.initializer}
+    tensors = {t.name: t for name in GRAPHS for t in onnx.load(str(cut.file(name))).graph.initializer}
     matrices = cut.manifest["adapt"]["matrices"]
     assert [matrix["matrix"].removesuffix(".weight") for matrix in matrices] == list(matrix_parts(cut))
     for matrix in matrices:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from whisperfold.compiler import blocks as blocks_module
-from whisperfold.compiler.blocks import BLOCK, quantize_blocks, stored_rows
+from whisperfold.compiler.blocks import BLOCK, fine_rows, quantize_blocks, stored_rows
 from whisperfold.compiler.graph import Graph
 from whisperfold.compiler.quantize import quantize
 from whisperfold.runtime.errors import CompileError
@@ -74,7 +74,7 @@ def test_the_graph_looks_up_and_multiplies_with_the_same_bytes(matrix: torch.Ten
     assert len(quantized.SerializeToString()) < 1.2 * matrix.numel() + 4000  # all rows are fine ones
     feed = {"tokens": np.array([[0, 7], [299, 7]]), "x": inputs[:4].reshape(2, 2, -1).numpy()}
     found, logits = ort.InferenceSession(quantized.SerializeToString()).run(None, feed)
-    meant = stored_rows(matrix.numpy(), blocks)
+    meant = stored_rows(blocks, fine_rows(matrix.numpy(), blocks))
     np.testing.assert_allclose(found, meant[feed["tokens"]], rtol=1e-5, atol=1e-7)
     expected = feed["x"] @ meant.T
     assert np.linalg.norm(logits - expected) < 0.02 * np.linalg.norm(expected)
@@ -83,7 +83,7 @@ def test_the_graph_looks_up_and_multiplies_with_the_same_bytes(matrix: torch.Ten
 def test_the_first_rows_are_finer(matrix: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks_module, "FINE_ROWS", 100)
     coarse = quantize_blocks(matrix, torch.eye(2 * BLOCK))
-    lost = np.linalg.norm(stored_rows(matrix.numpy(), coarse) - matrix.numpy(), axis=1)
+    lost = np.linalg.norm(stored_rows(coarse, fine_rows(matrix.numpy(), coarse)) - matrix.numpy(), axis=1)
     before = np.linalg.norm(coarse.dequantized() - matrix.numpy(), axis=1)
     assert np.median(lost[:100] / before[:100]) < 0.15 and (lost[:100] < before[:100]).all()
     np.testing.assert_array_equal(lost[100:], before[100:])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from killed_run import Report, check_a_killed_run_goes_on
 
 from whisperfold.compiler.budget import with_widths
 from whisperfold.compiler.calibrate import Moments
@@ -54,20 +54,9 @@ def test_the_frames_come_nearer(tiny_model: Whisper, cut: Whisper, lessons: list
 def test_a_killed_run_ends_where_a_whole_one_does(
     tiny_model: Whisper, cut: Whisper, lessons: list[Lesson], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(checkpoint: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
+    def train(checkpoint: Path, report: Report) -> dict[str, torch.Tensor]:
         model = Whisper.from_state(cut.dims, cut.state_dict(), cut.widths)
-
-        def report(facts: dict[str, float]) -> None:
-            if facts["step"] == stop_at:
-                raise KeyboardInterrupt
-
         learn_frames(tiny_model, model, [lesson.samples for lesson in lessons[:3]], CONFIG, checkpoint, report)
         return model.state_dict()
 
-    monkeypatch.setattr("whisperfold.compiler.frames.SAVE_EVERY", 4)
-    whole = run(tmp_path / "whole.ckpt", None)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed.ckpt", 6)
-    resumed = run(tmp_path / "killed.ckpt", None)
-    for name, tensor in whole.items():
-        np.testing.assert_allclose(resumed[name].numpy(), tensor.numpy(), rtol=1e-5, atol=1e-6)
+    check_a_killed_run_goes_on(train, tmp_path, monkeypatch, save_every=4, stop_at=6)

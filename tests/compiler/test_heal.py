@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from killed_run import Report, check_a_killed_run_goes_on
 
 from whisperfold.compiler.adapt import AdaptConfig, adapt
 from whisperfold.compiler.budget import Probe, with_widths
 from whisperfold.compiler.calibrate import Moments
 from whisperfold.compiler.factorize import cut_model
 from whisperfold.compiler.fold import fold
-from whisperfold.compiler.heal import HealConfig, batches, heal
+from whisperfold.compiler.heal import HealConfig, heal
+from whisperfold.compiler.lesson_training import batches
 from whisperfold.compiler.losses import silence
 from whisperfold.compiler.manifests import Item
 from whisperfold.compiler.teacher import Lesson
@@ -55,30 +56,13 @@ def test_a_resumed_run_is_the_run_it_was(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def run(checkpoint: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
+    def train(checkpoint: Path, report: Report) -> dict[str, torch.Tensor]:
         model = Whisper.from_state(tiny_model.dims, tiny_model.state_dict())
-
-        def report(facts: dict[str, Any]) -> None:
-            if facts["step"] == stop_at:
-                raise KeyboardInterrupt
-
-        heal(
-            model,
-            lessons[:6],
-            tiny.tokens,
-            HealConfig(epochs=2, batch_s=20, rank=4),
-            checkpoint,
-            report=report,
-        )
+        config = HealConfig(epochs=2, batch_s=20, rank=4)
+        heal(model, lessons[:6], tiny.tokens, config, checkpoint, report=report)
         return fold(model).state_dict()
 
-    monkeypatch.setattr("whisperfold.compiler.heal.SAVE_EVERY", 2)
-    whole = run(tmp_path / "whole.ckpt", None)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed.ckpt", 3)
-    resumed = run(tmp_path / "killed.ckpt", None)
-    for name, tensor in whole.items():
-        torch.testing.assert_close(resumed[name], tensor, atol=1e-6, rtol=1e-5)
+    check_a_killed_run_goes_on(train, tmp_path, monkeypatch, save_every=2, stop_at=3)
 
 
 def test_batches_cover_every_lesson_once(lessons: list[Lesson]) -> None:

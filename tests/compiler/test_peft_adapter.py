@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from reference_adapter import (  # noqa: E402
+from reference_adapter import (
     Feed,
     largest_error,
     onnx_gradients,
@@ -18,17 +13,17 @@ from reference_adapter import (  # noqa: E402
     trainable_bundle,
 )
 
-from whisperfold.compiler.fold import fold  # noqa: E402
-from whisperfold.compiler.heal import attach_adapters  # noqa: E402
-from whisperfold.compiler.losses import make_batch, transcripts  # noqa: E402
-from whisperfold.compiler.peft_adapter import from_arrays, to_arrays  # noqa: E402
-from whisperfold.compiler.training import update  # noqa: E402
-from whisperfold.models.sources import Checkpoint  # noqa: E402
-from whisperfold.models.whisper import Whisper  # noqa: E402
-from whisperfold.runtime.adapter import Adapter  # noqa: E402
-from whisperfold.runtime.bundle import Bundle  # noqa: E402
-from whisperfold.runtime.errors import CompileError  # noqa: E402
-from whisperfold.runtime.optimizer import AdamW  # noqa: E402
+from whisperfold.compiler.fold import fold
+from whisperfold.compiler.heal import attach_adapters
+from whisperfold.compiler.losses import make_batch, transcripts
+from whisperfold.compiler.peft_adapter import from_arrays, to_arrays
+from whisperfold.compiler.training import update
+from whisperfold.models.sources import Checkpoint
+from whisperfold.models.whisper import Whisper
+from whisperfold.runtime.adapter import Adapter
+from whisperfold.runtime.bundle import Bundle
+from whisperfold.runtime.errors import CompileError
+from whisperfold.runtime.optimizer import AdamW
 
 RANK, TAIL_S, SMOOTHING, RATE = 4, 0.5, 0.1, 1e-3
 EOT = 37208

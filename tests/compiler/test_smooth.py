@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,22 +11,20 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from reference_adapter import onnx_gradients, random_adapter
 
-sys.path.insert(0, str(Path(__file__).parent))
-from reference_adapter import onnx_gradients, random_adapter  # noqa: E402
-
-from whisperfold.compiler.adapt_graph import EMBEDDING, add_adapt_graph  # noqa: E402
-from whisperfold.compiler.export import decoder_graph, encoder_graph  # noqa: E402
-from whisperfold.compiler.parity import compare  # noqa: E402
-from whisperfold.compiler.projections import matrix_parts  # noqa: E402
-from whisperfold.compiler.quantize import quantize  # noqa: E402
-from whisperfold.compiler.smooth import Peaks, loudness, measure_peaks, smooth  # noqa: E402
-from whisperfold.compiler.teacher import Lesson  # noqa: E402
-from whisperfold.models.dims import Widths  # noqa: E402
-from whisperfold.models.low_rank import LowRankWidths, from_state, replace_matrices  # noqa: E402
-from whisperfold.models.sources import Checkpoint  # noqa: E402
-from whisperfold.models.whisper import Whisper  # noqa: E402
-from whisperfold.runtime.bundle import Bundle, write_bundle  # noqa: E402
+from whisperfold.compiler.adapt_graph import EMBEDDING, add_adapt_graph
+from whisperfold.compiler.export import decoder_graph, encoder_graph
+from whisperfold.compiler.parity import compare
+from whisperfold.compiler.projections import matrix_parts
+from whisperfold.compiler.quantize import quantize
+from whisperfold.compiler.smooth import Peaks, loudness, measure_peaks, smooth
+from whisperfold.compiler.teacher import Lesson
+from whisperfold.models.dims import Widths
+from whisperfold.models.low_rank import LowRankWidths, from_state, replace_matrices
+from whisperfold.models.sources import Checkpoint
+from whisperfold.models.whisper import Whisper
+from whisperfold.runtime.bundle import Bundle, write_bundle
 
 Graphs = Sequence[onnx.ModelProto]
 LOUD_FC2 = "encoder.layers.1.ffn.fc2.weight"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killed_run import Report, check_a_killed_run_goes_on
 from rich.console import Console
 
 from whisperfold.compiler import pipeline
@@ -85,11 +86,11 @@ def test_layers_and_heads_are_renumbered(deep: Checkpoint) -> None:
 def test_it_learns_with_the_decoder_alone(deep: Checkpoint, deep_lessons: list[Lesson], tmp_path: Path) -> None:
     student, seen = untrained(deep), list[dict[str, float]]()
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    config = dataclasses.replace(CONFIG, epochs=12)
+    config = dataclasses.replace(CONFIG, epochs=24)
     teach_student(student, deep_lessons, deep.tokens, config, tmp_path / "student.ckpt", report=seen.append)
     for loss in ("loss_kl", "loss_words"):
         losses = [facts[loss] for facts in seen]
-        assert np.mean(losses[-4:]) < 0.9 * losses[0], loss
+        assert np.mean(losses[-4:]) < 0.85 * losses[0], loss
     assert "loss_silence" in seen[0] and "loss_silence" not in seen[1]
     changed = {name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])}
     frozen = {name for name in before if name.startswith("encoder.") or name == "decoder.token_embedding.weight"}
@@ -100,23 +101,12 @@ def test_it_learns_with_the_decoder_alone(deep: Checkpoint, deep_lessons: list[L
 def test_a_killed_run_ends_where_a_whole_one_does(
     deep: Checkpoint, deep_lessons: list[Lesson], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(checkpoint: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
+    def train(checkpoint: Path, report: Report) -> dict[str, torch.Tensor]:
         student = untrained(deep)
-
-        def report(facts: dict[str, float]) -> None:
-            if facts["step"] == stop_at:
-                raise KeyboardInterrupt
-
         teach_student(student, deep_lessons, deep.tokens, CONFIG, checkpoint, report=report)
         return student.state_dict()
 
-    monkeypatch.setattr("whisperfold.compiler.student.SAVE_EVERY", 2)
-    whole = run(tmp_path / "whole.ckpt", None)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed.ckpt", 3)
-    resumed = run(tmp_path / "killed.ckpt", None)
-    for name, tensor in whole.items():
-        torch.testing.assert_close(resumed[name], tensor, atol=1e-6, rtol=1e-5)
+    check_a_killed_run_goes_on(train, tmp_path, monkeypatch, save_every=2, stop_at=3)
 
 
 def test_the_student_becomes_the_checkpoint(deep: Checkpoint, deep_lessons: list[Lesson], tmp_path: Path) -> None:

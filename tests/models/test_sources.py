@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from whisperfold.models import sources
@@ -37,7 +38,9 @@ def hugging_face(tmp_path_factory: pytest.TempPathFactory, bundle_path: Path) ->
 def test_hugging_face_directory(hugging_face: Path) -> None:
     checkpoint = load_source(hugging_face)
     assert (checkpoint.dims.n_audio_layer, checkpoint.dims.n_text_layer) == (2, 1)
-    assert checkpoint.tokens["no_timestamps"] - checkpoint.tokens["sot"] == 105
+    tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer))
+    for name, token in (("sot", "<|startoftranscript|>"), ("no_timestamps", "<|notimestamps|>")):
+        assert checkpoint.tokens[name] == tokenizer.token_to_id(token)
     assert not checkpoint.tokens["multilingual"]
     model = Whisper.from_state(checkpoint.dims, checkpoint.state)
     theirs = WhisperForConditionalGeneration.from_pretrained(hugging_face).eval()
