@@ -14,6 +14,7 @@ from whisperfold.compiler.adapters import ADAPTERS
 from whisperfold.compiler.budget import parse_budget
 from whisperfold.compiler.frames import FramesConfig
 from whisperfold.compiler.heal import HealConfig
+from whisperfold.compiler.refit import RefitConfig
 from whisperfold.compiler.student import StudentConfig
 from whisperfold.compiler.vocabulary import ALL, codes_of
 from whisperfold.runtime.errors import ConfigError
@@ -67,6 +68,8 @@ class CompileConfig:
     """Distil a decoder of fewer layers first; by default none."""
     window_heal: HealConfig = field(default_factory=HealConfig)
     """The uncut model learns the short window."""
+    refit: RefitConfig = field(default_factory=RefitConfig)
+    """The cut encoder's output projections are solved on its own inputs."""
     frames: FramesConfig = field(default_factory=FramesConfig)
     """The cut encoder learns the uncut one's frames."""
     heal: HealConfig = field(default_factory=lambda: HealConfig(epochs=1.0, learning_rate=2e-4))
@@ -91,6 +94,7 @@ class CompileConfig:
             ("student.epochs", self.student.epochs, 0, 1000),
             ("window_heal.epochs", self.window_heal.epochs, 0, 1000),
             ("window_heal.rank", self.window_heal.rank, 1, 512),
+            ("refit.batches", self.refit.batches, 0, 10**4),
             ("frames.steps", self.frames.steps, 0, 10**6),
             ("heal.epochs", self.heal.epochs, 0, 1000),
             ("heal.rank", self.heal.rank, 1, 512),
@@ -110,7 +114,7 @@ def load_config(path: Path | None, **flags: Any) -> CompileConfig:
 
     Args:
         path: TOML file, or None.
-        **flags: fields of CompileConfig; heal_epochs for window_heal.epochs, 0 trains nothing at all.
+        **flags: fields of CompileConfig; heal_epochs for window_heal.epochs, 0 trains and refits nothing at all.
 
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest known one), wrong type or range.
@@ -129,6 +133,7 @@ def load_config(path: Path | None, **flags: Any) -> CompileConfig:
         data["window_heal"] = data.get("window_heal", {}) | {"epochs": heal_epochs}
     if heal_epochs == 0:
         data["student"] = data.get("student", {}) | {"epochs": 0}
+        data["refit"] = data.get("refit", {}) | {"batches": 0}
         data["frames"] = data.get("frames", {}) | {"steps": 0}
         data["heal"] = data.get("heal", {}) | {"epochs": 0}
     return build_config(CompileConfig(), data, str(path or "flags"))

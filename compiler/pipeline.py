@@ -8,6 +8,7 @@ Each stage leaves its artefact in the work folder; one whose inputs are unchange
     calibrate  second moments of that model                                          moments.safetensors
     measure    the KL of each candidate cut (where a budget or max_wer asks for any) measure.json
     factorize  budget -> widths -> cut model                                         cut.safetensors
+    refit      the cut encoder's output projections, in closed form                  refitted.safetensors
     frames     the cut encoder learns the uncut one's frames                         framed.safetensors
     heal       end to end with LoRA, folded                                          healed.safetensors
     adapt      one speaker's recordings with replay, folded (only with --speaker)    adapted.safetensors
@@ -42,6 +43,7 @@ from whisperfold.compiler.training_stages import (
     heal_cut,
     heal_window,
     learn_cut_frames,
+    refit_cut,
 )
 from whisperfold.compiler.work import Work
 from whisperfold.models.sources import load_source
@@ -75,8 +77,11 @@ def compile_bundle(
     trained = [distilled, windowing]
     if cuts:
         bundling.measure_stage(run.stages, "cut", healed, run, precision="fp32")
-        framed, framing = learn_cut_frames(run, windowed, healed, healing)
-        if framing is not healing:
+        refitted, refitting = refit_cut(run, windowed, healed, healing)
+        if refitting is not healing:
+            bundling.measure_stage(run.stages, "refitted", refitted, run, precision="fp32")
+        framed, framing = learn_cut_frames(run, windowed, refitted, refitting)
+        if framing is not refitting:
             bundling.measure_stage(run.stages, "frames learned", framed, run, precision="fp32")
         healed, healing = heal_cut(run, framed, lessons, framing)
         trained += [framing, healing]

@@ -177,23 +177,34 @@ class Study:
     @property
     def _healing(self) -> dict[str, Any]:
         """The part of the recipe that every cut model is healed by."""
-        return {"frames": asdict(self.run.config.frames), "heal": asdict(self.run.config.heal)}
+        return {part: asdict(getattr(self.run.config, part)) for part in ("refit", "frames", "heal")}
 
     def _heal(self, model: Whisper, key: str) -> Whisper:
-        """Heal a cut model as `compile` does: first the encoder's frames, then end to end."""
+        """Heal a cut model as `compile` does: the encoder's projections and frames, then end to end."""
         run, recipe, curve = self.run, self.run.config, list[dict[str, Any]]()
+        tokens = run.checkpoint.tokens
+        checkpoints = {stage: self.bundles.file(f"{stage}-{key}.ckpt") for stage in ("frames", "heal")}
         if model.widths.encoder != self.uncut.widths.encoder:
+            teacher = teacher_of(self.uncut, model)
+            training_stages.refit_encoder(run, teacher, model)
             audio = [utterance.load(recipe.seed + i) for i, utterance in enumerate(run.utterances)]
-            checkpoint = self.bundles.file(f"frames-{key}.ckpt")
             with self.bundles.bar("frames", recipe.frames.steps) as bar:
                 report = training_stages.reporter(bar, curve, "frames")
-                learn_frames(teacher_of(self.uncut, model), model, audio, recipe.frames, checkpoint, report)
-        checkpoint = self.bundles.file(f"heal-{key}.ckpt")
-        with self.bundles.bar("heal", 1) as bar:
-            tokens, report = run.checkpoint.tokens, training_stages.reporter(bar, curve, "heal")
-            heal(model, self.lessons, tokens, recipe.heal, checkpoint, full_window=run.full_window, report=report)
-        for stage in ("frames", "heal"):
-            self.bundles.file(f"{stage}-{key}.ckpt").unlink(missing_ok=True)
+                learn_frames(teacher, model, audio, recipe.frames, checkpoints["frames"], report)
+        if recipe.heal.epochs:
+            with self.bundles.bar("heal", 1) as bar:
+                report = training_stages.reporter(bar, curve, "heal")
+                heal(
+                    model,
+                    self.lessons,
+                    tokens,
+                    recipe.heal,
+                    checkpoints["heal"],
+                    full_window=run.full_window,
+                    report=report,
+                )
+        for checkpoint in checkpoints.values():
+            checkpoint.unlink(missing_ok=True)
         return fold(model)
 
     def _write(self, cell: Cell, model: Whisper, window: str, precision: str) -> None:

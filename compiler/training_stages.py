@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -17,14 +18,18 @@ from whisperfold.compiler.adapt import adapt
 from whisperfold.compiler.adapt_graph import EMBEDDING
 from whisperfold.compiler.blocks import FINE_ROWS, fine_rows, stored_rows
 from whisperfold.compiler.fold import fold
-from whisperfold.compiler.frames import learn_frames
+from whisperfold.compiler.frames import crops, learn_frames
 from whisperfold.compiler.heal import HealConfig, heal
 from whisperfold.compiler.manifests import read_items
+from whisperfold.compiler.refit import refit
 from whisperfold.compiler.stages import Compile, audio_key
 from whisperfold.compiler.student import make_student, teach_student
 from whisperfold.compiler.teacher import Lesson
 from whisperfold.compiler.work import StageResult
 from whisperfold.models.whisper import Whisper
+
+REFIT = 1
+"""Beside the seed: batches of the closed form are not those of the steps after it."""
 
 
 def distil_student(
@@ -70,6 +75,32 @@ def heal_window(
 
     done = run.work.stage("window", [taught.key, asdict(config.window_heal)], work, "windowed.safetensors")
     return run.load(original.widths, "windowed.safetensors"), done
+
+
+def refit_cut(run: Compile, uncut: Whisper, cut: Whisper, factorized: StageResult) -> tuple[Whisper, StageResult]:
+    """Solve the cut encoder's output projections on its own inputs; nothing where it was not cut."""
+    config = run.config
+    if config.refit.batches == 0 or cut.widths.encoder == uncut.widths.encoder:
+        return cut, factorized
+
+    def work(key: str) -> dict[str, Any]:
+        refit_encoder(run, uncut, cut)
+        run.save(cut, "refitted.safetensors")
+        return {}
+
+    inputs = [factorized.key, asdict(config.refit), asdict(config.frames.augmentation), config.frames.batch_s]
+    done = run.work.stage("refit", inputs, work, "refitted.safetensors")
+    return run.load(cut.widths, "refitted.safetensors"), done
+
+
+def refit_encoder(run: Compile, uncut: Whisper, cut: Whisper) -> None:
+    """Solve the output projections of a cut encoder, in place, on speech of the run that changes as in frames.py."""
+    config = run.config
+    audio = [utterance.load(config.seed + i) for i, utterance in enumerate(run.utterances)]
+    draws = (np.random.default_rng((config.seed, REFIT, i)) for i in range(config.refit.batches))
+    mels = [crops(audio, config.frames, rng, cut.dims.n_mels) for rng in draws]
+    with run.work.bar("refit", len(cut.encoder.layers)) as advance:
+        refit(uncut, cut, mels, config.refit.ridge, advance)
 
 
 def learn_cut_frames(

@@ -47,8 +47,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, kv: KV, mask: Tensor | None = None) -> Tensor:
         """Attend from x (batch, n, n_state) over kv; mask is additive, (n, n_keys)."""
+        return self.out(self.attend(x, kv, mask))
+
+    def attend(self, x: Tensor, kv: KV, mask: Tensor | None = None) -> Tensor:
+        """Return the attended values (batch, n, n_head * vo), which the output projection reads."""
         attended = F.scaled_dot_product_attention(self.heads(self.q(x)), *kv, attn_mask=mask, scale=self.scale)
-        return self.out(attended.transpose(1, 2).flatten(2))
+        return attended.transpose(1, 2).flatten(2)
 
     def weights(self, x: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the attention weights (batch, n_head, n, n_keys)."""
