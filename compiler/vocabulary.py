@@ -4,7 +4,8 @@
 
 Half of a small Whisper's bytes, and a third of a decoder step, are rows of the token embedding. A text whose tokens are
 all kept is encoded as before; any other text is written with smaller tokens, down to single bytes: nothing cannot be
-said. The order of the ids stays, and so do special tokens and times behind the text.
+said. The order of the ids stays, and so do special tokens and times behind the text; a multilingual checkpoint loses
+the tokens of the languages that it is not to speak.
 """
 
 from __future__ import annotations
@@ -117,18 +118,21 @@ def cut_vocabulary(checkpoint: Checkpoint, languages: str, spoken: Iterable[int]
         folder: gets tokenizer.json.
 
     Raises:
-        ConfigError: no word list of a language.
+        ConfigError: no word list of a language, or the checkpoint does not know it.
     """
+    spoken = set(spoken)
     tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer))
     tokenizer.no_padding()
     eot = int(checkpoint.tokens["eot"])
-    texts, acronyms = _texts(codes_of(languages))
+    codes = codes_of(languages)
+    others = _other_languages(checkpoint, codes) - spoken
+    texts, acronyms = _texts(codes)
     encoded, short = (tokenizer.encode_batch(group, add_special_tokens=False) for group in (texts, acronyms))
     chosen = {*range(N_BYTES), *spoken, *(i for text in encoded for i in text.ids)}
     chosen |= {text.ids[0] for text in short if len(text.ids) == 1}
     description = json.loads(checkpoint.tokenizer.read_text("utf-8"))
     chosen = _with_parents({i for i in chosen if i < eot}, description["model"])
-    kept = (*sorted(chosen), *range(eot, checkpoint.dims.n_vocab))
+    kept = (*sorted(chosen), *(i for i in range(eot, checkpoint.dims.n_vocab) if i not in others))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(_cut_tokenizer(description, kept), ensure_ascii=False), "utf-8")
@@ -149,6 +153,17 @@ def codes_of(languages: str) -> list[str]:
         if code not in known:
             raise ConfigError(f"vocabulary {code!r}: no word list; expected all, or of {', '.join(sorted(known))}")
     return codes
+
+
+def _other_languages(checkpoint: Checkpoint, codes: list[str]) -> set[int]:
+    """Return the tokens of the languages that a multilingual checkpoint is not to speak any more."""
+    if not checkpoint.tokens["multilingual"]:
+        return set()
+    known: dict[str, int] = checkpoint.tokens["languages"]
+    for code in codes:
+        if code not in known:
+            raise ConfigError(f"vocabulary {code!r}: {checkpoint.name} knows {', '.join(sorted(known))}")
+    return {i for code, i in known.items() if code not in codes}
 
 
 def _texts(languages: list[str]) -> tuple[list[str], list[str]]:
@@ -192,7 +207,7 @@ def _cut_tokenizer(description: dict[str, Any], kept: tuple[int, ...]) -> dict[s
     model = description["model"]
     vocabulary = {token: new[i] for token, i in model["vocab"].items() if i in new}
     merges = [m for m in model["merges"] if all(part in vocabulary for part in (*_pair(m), "".join(_pair(m))))]
-    added = [token | {"id": new[token["id"]]} for token in description["added_tokens"]]
+    added = [token | {"id": new[token["id"]]} for token in description["added_tokens"] if token["id"] in new]
     processor = description.get("post_processor") or {}
     special = {
         name: token | {"ids": [new[i] for i in token["ids"]]}
@@ -206,11 +221,11 @@ def _cut_tokenizer(description: dict[str, Any], kept: tuple[int, ...]) -> dict[s
 
 
 def _renumbered(value: Any, new: dict[int, int]) -> Any:
-    """Renumber the ids in a value of Checkpoint.tokens; those that went are left out of lists."""
+    """Renumber the ids in a value of Checkpoint.tokens; those that went are left out of lists and tables."""
     if isinstance(value, bool):
         return value
     if isinstance(value, int):
         return new[value]
     if isinstance(value, dict):
-        return {name: _renumbered(inner, new) for name, inner in value.items()}
+        return {name: new[i] for name, i in value.items() if i in new}
     return [new[i] for i in value if i in new]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,6 +108,20 @@ def test_what_was_said_stays(tiny: Checkpoint, tmp_path: Path) -> None:
 def test_two_languages_keep_more(tiny: Checkpoint, english: Vocabulary, tmp_path: Path) -> None:
     both = cut_vocabulary(tiny, "en,de", [], tmp_path)
     assert set(english.kept) < set(both.kept)
+
+
+def test_a_multilingual_checkpoint_loses_the_other_languages(tiny: Checkpoint, tmp_path: Path) -> None:
+    old = Tokenizer.from_file(str(tiny.tokenizer))
+    languages = {code: old.token_to_id(f"<|{code}|>") for code in ("en", "de", "fr")}
+    polyglot = replace(tiny, tokens=tiny.tokens | {"multilingual": True, "languages": languages})
+    kept = cut_vocabulary(polyglot, "en", [languages["fr"]], tmp_path)  # fr was heard in the lessons
+    cut = kept.checkpoint(polyglot)
+    new = Tokenizer.from_file(str(cut.tokenizer))
+    assert cut.tokens["languages"] == {code: new.token_to_id(f"<|{code}|>") for code in ("en", "fr")}
+    assert new.token_to_id("<|de|>") is None
+    assert kept.kept[cut.tokens["timestamp_begin"]] == tiny.tokens["timestamp_begin"]
+    with pytest.raises(ConfigError, match="vocabulary 'nl': .* knows de, en, fr"):
+        cut_vocabulary(polyglot, "nl", [], tmp_path)
 
 
 def test_unknown_language(tiny: Checkpoint, tmp_path: Path) -> None:
