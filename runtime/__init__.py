@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from whisperfold.runtime.audio import SAMPLE_RATE, load_audio, stream_audio
-    from whisperfold.runtime.bundle import Bundle, default_bundle, write_bundle
+    from whisperfold.runtime.bundle import Bundle, write_bundle
     from whisperfold.runtime.decoding import DecodingResult
     from whisperfold.runtime.decoding_options import DecodingOptions
     from whisperfold.runtime.errors import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         WhisperfoldError,
     )
     from whisperfold.runtime.mel import MelStream, log_mel
+    from whisperfold.runtime.packaged import default_bundle, packaged_bundles
     from whisperfold.runtime.stream import StreamingSession, StreamOptions
     from whisperfold.runtime.stream_event import StreamEvent
     from whisperfold.runtime.transcribe import Session, Transcriber
@@ -39,7 +40,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _MODULES = {
     "audio": ("SAMPLE_RATE", "load_audio", "stream_audio"),
-    "bundle": ("Bundle", "default_bundle", "write_bundle"),
+    "bundle": ("Bundle", "write_bundle"),
     "decoding": ("DecodingResult",),
     "decoding_options": ("DecodingOptions",),
     "errors": (
@@ -52,6 +53,7 @@ _MODULES = {
         "WhisperfoldError",
     ),
     "mel": ("MelStream", "log_mel"),
+    "packaged": ("default_bundle", "packaged_bundles"),
     "stream": ("StreamOptions", "StreamingSession"),
     "stream_event": ("StreamEvent",),
     "transcribe": ("Session", "Transcriber"),
@@ -83,6 +85,7 @@ __all__ = [
     "default_bundle",
     "load_audio",
     "log_mel",
+    "packaged_bundles",
     "stream_audio",
     "write_bundle",
 ]

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from whisperfold.runtime.errors import BundleError
 from whisperfold.runtime.files import sync_dir
+from whisperfold.runtime.packaged import locate_bundle, packaged_bundles
 
 FORMAT = 2
 """Version of the manifest that this runtime writes; it reads 1 to FORMAT."""
@@ -101,18 +102,21 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], check: bool = True) -> Bundle:
-        """Open the bundle directory at path.
+        """Open a bundle.
 
         Args:
-            path: the bundle's directory.
+            path: its directory, or the name of a packaged one (tiny.en).
             check: compare the SHA-256 of every file (about 0.1 s for 40 MB); sizes are always compared.
 
         Raises:
             BundleError: missing directory or file, wrong size or checksum, newer format, damaged manifest.
         """
-        root = Path(path)
+        root = locate_bundle(path)
         if not root.is_dir():
-            raise BundleError(f"{root}: no bundle there; expected a directory made by `whisperfold compile`")
+            raise BundleError(
+                f"{root}: no bundle there; expected a directory made by `whisperfold compile`, or one of "
+                f"the package's: {', '.join(packaged_bundles())}"
+            )
         manifest = _read_manifest(root / MANIFEST)
         files = manifest.get("files")
         if not isinstance(files, dict) or not files:
@@ -164,11 +168,6 @@ class Bundle:
             return gzip.decompress(path.read_bytes()) if path.name != name else path.read_bytes()
         except (OSError, EOFError, zlib.error) as error:
             raise BundleError(f"{path}: not readable ({error}); copy or compile the bundle again") from error
-
-
-def default_bundle() -> Path:
-    """Return the directory of the bundle that ships in the package (a source checkout may lack it)."""
-    return Path(__file__).parent / "bundles" / "tiny.en"
 
 
 def write_bundle(

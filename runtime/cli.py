@@ -136,7 +136,8 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="The whole manifest, for machines.")] = False,
 ) -> None:
     """Show what a bundle is: source, ranks, window, where the bytes are, measured results."""
-    from whisperfold.runtime.bundle import Bundle, default_bundle
+    from whisperfold.runtime.bundle import Bundle
+    from whisperfold.runtime.packaged import default_bundle
 
     opened = Bundle.open(bundle if bundle is not None else default_bundle())
     if as_json:

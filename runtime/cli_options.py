@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 BundleOption = Annotated[
-    Path | None, typer.Option("--bundle", "-b", help="Bundle directory. Default: the packaged tiny.en.")
+    Path | None, typer.Option("--bundle", "-b", help="Bundle directory, or a packaged one's name. Default: tiny.en.")
 ]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", "-d", help="Index, name or part of a name; see `whisperfold devices`.")

@@ -81,7 +81,8 @@ def examine_recogniser(bundle: Path | None, threads: int) -> Iterator[Finding]:
         return
     providers = ", ".join(onnxruntime.get_available_providers())
     yield Finding("onnxruntime", "ok", f"{onnxruntime.__version__}: {providers}")
-    from whisperfold.runtime.bundle import Bundle, default_bundle
+    from whisperfold.runtime.bundle import Bundle
+    from whisperfold.runtime.packaged import default_bundle
 
     path = bundle or default_bundle()
     try:

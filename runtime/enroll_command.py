@@ -63,8 +63,9 @@ def enroll(
     Recordings and profiles stay here, readable by you alone. Exit code 1: the new profile was not taken; 2: the
     recordings cannot be learned from.
     """
-    from whisperfold.runtime.bundle import Bundle, default_bundle
+    from whisperfold.runtime.bundle import Bundle
     from whisperfold.runtime.enroll import EnrollOptions
+    from whisperfold.runtime.packaged import default_bundle
     from whisperfold.runtime.profiles import ProfileStore
     from whisperfold.runtime.transcribe import Transcriber
 

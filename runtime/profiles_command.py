@@ -205,7 +205,8 @@ def _write(path: Path, text: str) -> None:
 
 def _bundle(path: Path | None) -> "Bundle":
     """An opened bundle; None is the packaged one."""
-    from whisperfold.runtime.bundle import Bundle, default_bundle
+    from whisperfold.runtime.bundle import Bundle
+    from whisperfold.runtime.packaged import default_bundle
 
     return Bundle.open(path or default_bundle(), check=False)
 

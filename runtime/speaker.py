@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from whisperfold.runtime.bundle import Bundle, default_bundle
+from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.errors import BundleError, ProfileError
+from whisperfold.runtime.packaged import default_bundle
 from whisperfold.runtime.profile import Profile
 from whisperfold.runtime.profiles import ProfileStore
 from whisperfold.runtime.session import DEFAULT_PROVIDERS, Engine

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from whisperfold.runtime.audio import SAMPLE_RATE, check_samples
-from whisperfold.runtime.bundle import Bundle, default_bundle
+from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.decoding import DecodingResult, decode
 from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.errors import ConfigError
 from whisperfold.runtime.mel import MelStream, log_mel
+from whisperfold.runtime.packaged import default_bundle
 from whisperfold.runtime.profile import Profile
 from whisperfold.runtime.profiles import ProfileStore
 from whisperfold.runtime.segments import window_segments

@@ -18,9 +18,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from whisperfold.runtime.bundle import Bundle, default_bundle
+from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.errors import BundleError, ProfileError
 from whisperfold.runtime.memory import give_back
+from whisperfold.runtime.packaged import default_bundle
 from whisperfold.runtime.profile import Profile
 from whisperfold.runtime.profiles import ProfileStore
 from whisperfold.runtime.speaker import Speaker

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from whisperfold.runtime.audio import load_audio
-from whisperfold.runtime.bundle import Bundle, default_bundle
+from whisperfold.runtime.bundle import Bundle
+from whisperfold.runtime.packaged import default_bundle
 from whisperfold.runtime.transcribe import Transcriber
 
 if TYPE_CHECKING:

@@ -33,9 +33,10 @@ from rich.table import Table
 from whisperfold.models.sources import load_source
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.audio import SAMPLE_RATE, load_audio
-from whisperfold.runtime.bundle import Bundle, default_bundle
+from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.lessons import CANARY
 from whisperfold.runtime.mel import log_mel
+from whisperfold.runtime.packaged import default_bundle
 from whisperfold.runtime.recordings import read_source
 from whisperfold.runtime.tokenizer import Tokenizer
 from whisperfold.runtime.windows import pad

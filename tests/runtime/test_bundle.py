@@ -238,7 +238,3 @@ def test_full_disk_keeps_the_old_bundle(written: Path, monkeypatch: pytest.Monke
 def test_really_full_device(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="not written"):
         write_bundle(Path("/dev/full/test"), FILES, MANIFEST)
-
-
-def test_default_bundle_is_package_data() -> None:
-    assert bundles.default_bundle().parts[-2:] == ("bundles", "tiny.en")

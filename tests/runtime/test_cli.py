@@ -13,8 +13,8 @@ import pytest
 import soundfile as sf
 
 from whisperfold.runtime import cli, devices, microphone, plugins, progress, speaker
-from whisperfold.runtime.bundle import default_bundle
 from whisperfold.runtime.errors import AudioError, ConfigError
+from whisperfold.runtime.packaged import default_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "runtime" / "samples" / "jfk.flac"

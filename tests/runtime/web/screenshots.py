@@ -14,7 +14,7 @@ from chromium import Browser, Page
 from served import serving, with_silence
 
 from whisperfold.runtime.audio import SAMPLE_RATE, load_audio
-from whisperfold.runtime.bundle import default_bundle
+from whisperfold.runtime.packaged import default_bundle
 
 CLIP = Path(__file__).parents[3] / "runtime" / "samples" / "jfk.flac"
 SPOKEN = "/can do for you/i.test(document.querySelector('.captions').textContent)"
