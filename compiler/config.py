@@ -125,8 +125,7 @@ def load_config(path: Path | None, **flags: Any) -> CompileConfig:
             data = tomllib.loads(path.read_text("utf-8"))
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not readable as TOML ({error})") from error
-        for name in ("audio", "verify"):
-            data[name] = [str(path.parent / entry) for entry in data.get(name, [])]
+        data |= beside(path, data)
     heal_epochs = flags.pop("heal_epochs", None)
     data |= {name: value for name, value in flags.items() if value is not None}
     if heal_epochs is not None:
@@ -137,6 +136,19 @@ def load_config(path: Path | None, **flags: Any) -> CompileConfig:
         data["frames"] = data.get("frames", {}) | {"steps": 0}
         data["heal"] = data.get("heal", {}) | {"epochs": 0}
     return build_config(CompileConfig(), data, str(path or "flags"))
+
+
+def beside(path: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a TOML file that are paths, relative to that file."""
+    found: dict[str, Any] = {}
+    for name in {"audio", "verify", "speaker"} & data.keys():
+        entries = [data[name]] if name == "speaker" else data[name]
+        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+            expected = "a path" if name == "speaker" else "a list of paths"
+            raise ConfigError(f"{path}: {name} = {data[name]!r}: expected {expected}")
+        paths = [str(path.parent / entry) for entry in entries]
+        found[name] = paths[0] if name == "speaker" else paths
+    return found
 
 
 def build_config(defaults: Any, data: dict[str, Any], where: str) -> Any:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from whisperfold.compiler.baselines import METHODS
-from whisperfold.compiler.config import CompileConfig, build_config, load_config
+from whisperfold.compiler.config import CompileConfig, beside, build_config, load_config
 from whisperfold.runtime.errors import ConfigError
 
 REFERENCE = "reference"
@@ -99,8 +99,7 @@ def load_study(path: Path) -> StudyConfig:
     own = {field.name for field in dataclasses.fields(StudyConfig)} & data.keys()
     settings: dict[str, Any] = {name: data.pop(name) for name in own}
     recipe = load_config(path.parent / settings.pop("recipe")) if "recipe" in own else CompileConfig()
-    for name in {"audio", "verify"} & data.keys():
-        data[name] = [str(path.parent / entry) for entry in data[name]]
+    data |= beside(path, data)
     lists: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
