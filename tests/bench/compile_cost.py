@@ -3,8 +3,8 @@
     python tests/bench/compile_cost.py [--only tiny.en,base,small-shaped] [--budget 55%] [--heal]
 
 small-shaped has 12 + 12 layers of width 768 and random weights: nothing to learn, everything to compute. Speech is the
-few minutes that ship in the package, eight utterances of them taught. Without --heal nothing is trained; steps of
-healing are counted in `whisperfold compile`'s own output. Each model is compiled in a process of its own, whose peak is
+few minutes that ship in the package, eight utterances of them taught, as many batches for the refit. Without --heal
+nothing is trained; steps of healing are counted in `whisperfold compile`'s own output. Each model is compiled in a process of its own, whose peak is
 reset before every stage. Writes results/compile_cost.json.
 """
 
@@ -28,6 +28,8 @@ MODELS = ("tiny.en", "base", "small-shaped")
 SMALL = {"n_audio_state": 768, "n_audio_head": 12, "n_audio_layer": 12, "n_vocab": 51864}
 SMALL |= {"n_text_state": 768, "n_text_head": 12, "n_text_layer": 12}
 N_UTTERANCES = 8
+N_BATCHES = 8
+"""Of 48 s, for the refit."""
 
 
 def compile_one(name: str, budget: str, heal: bool) -> list[dict[str, Any]]:
@@ -37,6 +39,7 @@ def compile_one(name: str, budget: str, heal: bool) -> list[dict[str, Any]]:
 
     from whisperfold.compiler import pipeline
     from whisperfold.compiler.config import load_config
+    from whisperfold.compiler.refit import RefitConfig
     from whisperfold.compiler.stages import SHIPPED_SPEECH
     from whisperfold.compiler.work import Work
     from whisperfold.models.sources import Checkpoint, load_source
@@ -74,6 +77,7 @@ def compile_one(name: str, budget: str, heal: bool) -> list[dict[str, Any]]:
         config = load_config(
             None, **settings, calibration_utterances=N_UTTERANCES, probe_utterances=2, heal_epochs=epochs
         )
+        config = replace(config, refit=RefitConfig(batches=N_BATCHES))
         pipeline.Work = MeasuredWork  # type: ignore[misc]
         pipeline.load_source = load
         torch.manual_seed(0)
