@@ -4,8 +4,8 @@
 
 small-shaped has 12 + 12 layers of width 768 and random weights: nothing to learn, everything to compute. Speech is the
 few minutes that ship in the package, eight utterances of them taught, as many batches for the refit. Without --heal
-nothing is trained; steps of healing are counted in `whisperfold compile`'s own output. Each model is compiled in a process of its own, whose peak is
-reset before every stage. Writes results/compile_cost.json.
+nothing is trained; steps of healing are counted in `whisperfold compile`'s own output. Each model is compiled in a
+process of its own, whose peak is reset before every stage. Writes results/compile_cost.json.
 """
 
 from __future__ import annotations
