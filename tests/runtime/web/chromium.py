@@ -117,9 +117,13 @@ class Browser:
         page.call("Emulation.setEmulatedMedia", features=features)
         page.call("Page.addScriptToEvaluateOnNewDocument", source=_KEEP_SOCKETS + before)
         page.call("Page.navigate", url=url)
+        self.wait_until_loaded(page)
+        return page
+
+    def wait_until_loaded(self, page: Page) -> None:
+        """Hand on events until the page and what it names have come."""
         while not page.is_loaded:
             self._receive()
-        return page
 
     @contextmanager
     def saving_to(self, folder: Path) -> Iterator[Callable[[str], str]]:
@@ -195,6 +199,12 @@ class Page:
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Send one command of the protocol to this tab."""
         return self._browser.call(method, self._session, **params)
+
+    def reload(self) -> None:
+        """Load the page anew and wait for it; a script that calls location.reload() may lose its own reply."""
+        self.is_loaded = False
+        self.call("Page.reload")
+        self._browser.wait_until_loaded(self)
 
     def on_event(self, method: str, params: dict[str, Any]) -> None:
         """Keep what tests ask about."""

@@ -126,7 +126,7 @@ def test_a_sentence_is_recorded_checked_played_kept_and_deleted(
     assert page.text("#read-count") == "3 of 27"
     assert "1 recording," in page.text("#enough") and page.run("document.getElementById('learn').disabled")
 
-    page.run("location.reload()")  # gone and back: recordings and own sentences are still there
+    page.reload()  # gone and back: recordings and own sentences are still there
     page.wait_for("document.querySelector('#people li .person-name')?.textContent === 'ann'")
     page.press("Continue: ann")
     page.wait_for("document.getElementById('sentence').textContent === 'Ask what you can do for your country.'")
@@ -179,7 +179,7 @@ def test_people_who_cannot_go_on_here_are_told_where(page: Page, store: ProfileS
         store.recordings(name).add(jfk[:48_000], "And so, my fellow Americans,")
     store.encrypt("fay", "a long passphrase")
     (store.recordings("gus").folder / "manifest.jsonl").write_text("{")
-    page.run("location.reload()")
+    page.reload()
     page.wait_for("document.querySelectorAll('#people li').length === 3")
     fay, gus, hal = page.run("[...document.querySelectorAll('#people li')].map((item) => item.innerText)")
     assert "encrypted: go on at the terminal" in fay and "recordings are damaged" in gus and "1 recordings" in hal
