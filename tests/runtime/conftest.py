@@ -1,20 +1,27 @@
-"""A real server for the tests of the protocols: uvicorn in a thread, on a free port and a Unix socket."""
+"""A real server for the tests of the protocols: uvicorn in a thread, on a free port and a Unix socket.
+
+And stand-ins for the tests of the command line.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+import soundfile as sf
 from starlette.applications import Starlette
 
+from whisperfold.runtime import devices, microphone, speaker
 from whisperfold.runtime.adapter import Adapter
 from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.listeners import listening
@@ -26,7 +33,8 @@ from whisperfold.runtime.server_config import ServerConfig
 from whisperfold.runtime.transcribe import Transcriber
 from whisperfold.runtime.web_server import WebServer
 
-sys.path.insert(0, str(Path(__file__).parent))  # event_loop.py
+sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside this file
+from cli_stand_in import FakeTranscriber  # noqa: E402
 
 
 @dataclass
@@ -52,6 +60,13 @@ class LiveServer:
 
     def call(self, function: Callable[[], Any]) -> None:
         self.loop.call_soon_threadsafe(function)
+
+    def until(self, condition: Callable[[], bool], limit_s: float = 10.0) -> None:
+        """Wait until the server has come so far."""
+        end_s = time.monotonic() + limit_s
+        while not condition():
+            assert time.monotonic() < end_s, "condition never came true"
+            time.sleep(0.01)
 
 
 StartServer = Callable[..., LiveServer]
@@ -89,6 +104,13 @@ def start_server(transcriber: Transcriber, tmp_path_factory: pytest.TempPathFact
 def server(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> LiveServer:
     """One server with ordinary settings, for the tests that do not change it."""
     return start_server(unix_socket=tmp_path_factory.mktemp("sock") / "whisperfold.sock")
+
+
+@pytest.fixture(scope="module")
+def http(server: LiveServer) -> Iterator[httpx.Client]:
+    """A client of the ordinary server."""
+    with httpx.Client(base_url=server.http, timeout=30) as client:
+        yield client
 
 
 async def _run(
@@ -129,8 +151,6 @@ async def _run(
 @pytest.fixture(scope="session")
 def short_clip(tmp_path_factory: pytest.TempPathFactory, jfk: Any) -> Path:
     """Two seconds of speech as FLAC."""
-    import soundfile as sf
-
     path = tmp_path_factory.mktemp("clip") / "short.flac"
     sf.write(path, jfk[: 16_000 * 2], 16_000)
     return path
@@ -166,3 +186,34 @@ def make(bundle_path: Path, transcriber: Transcriber) -> Callable[..., Recognize
         return recognizer
 
     return make
+
+
+@pytest.fixture
+def recogniser(monkeypatch: pytest.MonkeyPatch) -> FakeTranscriber:
+    """The stand-in that every command of this test opens."""
+    fake = FakeTranscriber()
+
+    def fake_open(*arguments: Any) -> FakeTranscriber:
+        fake.opened.append(arguments)
+        return fake
+
+    monkeypatch.setattr(speaker, "open_transcriber", fake_open)
+    return fake
+
+
+@pytest.fixture
+def usb_microphone(monkeypatch: pytest.MonkeyPatch) -> devices.InputDevice:
+    """The only device that can record; PortAudio is not asked."""
+    device = devices.InputDevice(3, "USB Mic", 1, 48000, "ALSA", True)
+    for module in (devices, microphone):
+        monkeypatch.setattr(module, "load_sounddevice", lambda: None)
+        monkeypatch.setattr(module, "list_devices", lambda refresh=False: [device])
+    return device
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> str:
+    """Path of a second of silence."""
+    path = tmp_path / "clip.wav"
+    sf.write(path, np.zeros(16000, np.float32), 16000)
+    return str(path)
