@@ -2,6 +2,7 @@
 
     recipe = "tiny.en.toml"          # as for `whisperfold compile`: source, audio, verify, window, [heal]
     budgets = [90, 75, 55]           # % of the encoder layers' parameters
+    own_budgets = [85, 80]           # more of them, for the joint twins alone
     methods = ["ours", "lite-asr"]   # of baselines.METHODS
     frames = { steps = 500 }         # any key of the recipe may be set here too
 
@@ -51,6 +52,8 @@ class StudyConfig:
     recipe: CompileConfig
     budgets: tuple[int, ...] = (90, 75, 55)
     """% of the encoder layers' parameters."""
+    own_budgets: tuple[int, ...] = ()
+    """More budgets, for the joint twins alone: how far they may be cut."""
     methods: tuple[str, ...] = tuple(METHODS)
     timed_clips: int = 12
     """Clips of the first verify set on which speed is measured."""
@@ -60,7 +63,7 @@ class StudyConfig:
         for method in self.methods:
             if method not in METHODS:
                 raise ConfigError(f"methods: {method!r}: expected some of {', '.join(METHODS)}")
-        for budget in self.budgets:
+        for budget in (*self.budgets, *self.own_budgets):
             if not isinstance(budget, int) or not 20 <= budget <= 99:
                 raise ConfigError(f"budgets: {budget!r}: expected whole numbers from 20 to 99 (%)")
         if not self.recipe.verify:
@@ -76,10 +79,15 @@ class StudyConfig:
         for healed in (False, True):
             cells += [Cell("original", 100, healed)] if "original" in self.methods else []
             others = [method for method in self.methods if method != "original"]
-            cells += [Cell(method, budget, healed) for budget in self.budgets for method in others]
+            planned = [(budget, method) for budget in self.budgets for method in others]
+            planned += [(budget, "ours") for budget in self.own_budgets]
+            cells += [Cell(method, budget, healed) for budget, method in sorted(planned, key=lambda cell: -cell[0])]
         for pattern in only:
             if not any(cell.matches(pattern) for cell in cells):
-                methods, budgets = ", ".join((REFERENCE, *self.methods)), ", ".join(map(str, self.budgets))
+                methods, budgets = (
+                    ", ".join((REFERENCE, *self.methods)),
+                    ", ".join(map(str, (*self.budgets, *self.own_budgets))),
+                )
                 raise ConfigError(
                     f"--only {pattern}: no such cell; methods {methods}; budgets {budgets}; cut or healed"
                 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from whisperfold.compiler.study_config import REFERENCE, Cell
+from whisperfold.compiler.study_verdict import duels, limits
 from whisperfold.compiler.wer import NORMALIZER
 from whisperfold.runtime.errors import CompileError
 
@@ -95,7 +96,8 @@ def write_table(path: Path, rows: Sequence[Row], cells: Sequence[Cell]) -> None:
         own = [row for row in rows if row["source"] == source]
         done = sum(find_row(own, source, cell) is not None for cell in cells)
         lines = [f"## {source}", "", f"{done} of {len(cells)} cells. {conditions(own)}", ""]
-        parts.append("\n".join([*lines, *_table(own, source, cells)]) + "\n")
+        lines += [*limits(own, sets(own)), "", *_table(own, source, cells), *_duels(own)]
+        parts.append("\n".join(lines) + "\n")
     write_text(
         path, "\n".join(parts if rows else [*parts, f"Nothing was measured yet: {len(cells)} cells {NOT_RUN}.\n"])
     )
@@ -130,6 +132,26 @@ def _table(rows: Sequence[Row], source: str, cells: Sequence[Cell]) -> list[str]
         ]
         kept = _figure(shown, lambda row: f"{row['parameters_percent']:.1f}")
         lines.append(f"| {' | '.join([f'{budget} %', LABELS.get(method, method), kept, *pairs, *figures])} |")
+    return lines
+
+
+def _duels(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of a second table: ours beside the best other method, where both were measured."""
+    found = duels(rows, sets(rows))
+    if not found:
+        return []
+    wins = sum(own < best for _, healed, _, own, best, _ in found if healed)
+    fights = sum(healed for _, healed, *_ in found)
+    lines = [
+        "",
+        f"After the same healing the joint twins are better than every other method in {wins} of {fights}:",
+        "",
+    ]
+    lines += ["| encoder | set | ours, % | best other, % | which | better by |", "|---|---|---:|---:|---|---:|"]
+    for budget, healed, name, own, best, method in found:
+        state = "healed" if healed else "cut"
+        label = LABELS.get(method, method)
+        lines.append(f"| {budget} %, {state} | {name} | {own:.2f} | {best:.2f} | {label} | {best - own:+.2f} |")
     return lines
 
 

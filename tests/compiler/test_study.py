@@ -27,6 +27,7 @@ from whisperfold.compiler.study_config import Cell, StudyConfig, load_study
 from whisperfold.compiler.study_page import write_page
 from whisperfold.compiler.study_results import add_row, read_rows, write_table
 from whisperfold.compiler.study_timing import time_clips
+from whisperfold.compiler.study_verdict import duels, limits, smallest_within
 from whisperfold.models.sources import Checkpoint
 from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.errors import CompileError, ConfigError
@@ -135,6 +136,27 @@ def test_table_says_what_was_not_run(tmp_path: Path) -> None:
     assert any(line.startswith("4 of 11 cells. int8, short window, 2 threads") for line in lines)
 
 
+def test_the_table_says_how_far_and_where_another_method_is_better(tmp_path: Path) -> None:
+    rows = [*ROWS, row("svd", 55, True, 10.9), row("ours", 75, True, 10.74), row("svd", 75, True, 12.0)]
+    assert (smallest_within(rows, 0.5, ["dev"]) or {})["budget"] == 75
+    assert (smallest_within(rows, 1.0, ["dev"]) or {})["budget"] == 55
+    assert smallest_within(rows, 0.4, ["dev"]) is None and smallest_within(rows[1:], 1.0, ["dev"]) is None
+    assert smallest_within(rows, 1.0, ["dev", "another set"]) is None
+    assert (
+        "+0.5 of the original at 30 s on every set: 75.0 % of the encoder (healed; dev 10.74)"
+        in limits(rows, ["dev"])[0]
+    )
+    assert duels(rows, ["dev"]) == [
+        (55, False, "dev", 44.0, 180.0, "svd"),
+        (75, True, "dev", 10.74, 12.0, "svd"),
+        (55, True, "dev", 11.0, 10.9, "svd"),
+    ]
+    write_table(tmp_path / "study.md", rows, CELLS)
+    text = (tmp_path / "study.md").read_text()
+    assert "better than every other method in 1 of 2" in text
+    assert "| 55 %, healed | dev | 11.00 | 10.90 | SVD of each matrix, even | -0.10 |" in text
+
+
 def test_page_is_one_file_and_complete_or_not(tmp_path: Path) -> None:
     page = tmp_path / "study.html"
     write_page(page, ROWS, CELLS)
@@ -163,6 +185,8 @@ def test_cells_are_chosen_by_patterns(settings: StudyConfig) -> None:
         Cell("reference", 100, False),
         Cell("lite-asr", 55, True),
     ]
+    more = dataclasses.replace(settings, own_budgets=(80,))
+    assert [cell.name for cell in more.cells()][1:4] == ["ours-80", "ours-55", "lite-asr-55"]
     with pytest.raises(ConfigError, match="--only svd,55: no such cell; methods reference, ours, lite-asr; budgets 55"):
         settings.cells(("svd,55",))
 
@@ -183,7 +207,7 @@ def test_file_takes_a_recipe_and_changes_to_it(tmp_path: Path) -> None:
 
 def test_the_packaged_study_is_valid() -> None:
     loaded = load_study(Path(__file__).parents[2] / "compiler" / "configs" / "study.tiny.en.toml")
-    assert loaded.recipe.source == "tiny.en" and len(loaded.cells()) == 3 + 2 * 3 * 7
+    assert loaded.recipe.source == "tiny.en" and len(loaded.cells()) == 3 + 2 * (3 * 7 + 2)
 
 
 @pytest.mark.parametrize(
