@@ -186,7 +186,8 @@ class Study:
         checkpoints = {stage: self.bundles.file(f"{stage}-{key}.ckpt") for stage in ("frames", "heal")}
         if model.widths.encoder != self.uncut.widths.encoder:
             teacher = teacher_of(self.uncut, model)
-            training_stages.refit_encoder(run, teacher, model)
+            if recipe.refit.batches:
+                training_stages.refit_encoder(run, teacher, model)
             audio = [utterance.load(recipe.seed + i) for i, utterance in enumerate(run.utterances)]
             with self.bundles.bar("frames", recipe.frames.steps) as bar:
                 report = training_stages.reporter(bar, curve, "frames")

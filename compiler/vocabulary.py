@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from whisperfold.compiler.blocks import Blocks
 from whisperfold.compiler.teacher import Lesson
 from whisperfold.models.dims import ModelDimensions
+from whisperfold.models.low_rank import from_state
 from whisperfold.models.sources import Checkpoint
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.errors import ConfigError
@@ -85,7 +86,7 @@ class Vocabulary:
 
     def model(self, model: Whisper) -> Whisper:
         """Return a model with these tokens only."""
-        return Whisper.from_state(self._dims(model.dims), self._state(model.state_dict()), model.widths)
+        return from_state(self._dims(model.dims), self._state(model.state_dict()), model.widths)
 
     def blocks(self, blocks: Blocks) -> Blocks:
         """Return the 4-bit embedding of these tokens only."""

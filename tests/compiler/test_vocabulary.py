@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from whisperfold.compiler import vocabulary
 from whisperfold.compiler.blocks import quantize_blocks
 from whisperfold.compiler.teacher import Lesson
 from whisperfold.compiler.vocabulary import Vocabulary, cut_vocabulary
+from whisperfold.models.low_rank import LowRankWidths, replace_matrices
 from whisperfold.models.sources import Checkpoint
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.errors import ConfigError
@@ -80,6 +82,20 @@ def test_logits_of_the_kept_tokens_are_the_same(tiny: Checkpoint, english: Vocab
 
 def tiny_prompt(tiny: Checkpoint) -> list[int]:
     return [tiny.tokens["sot"], tiny.tokens["no_timestamps"], 262]
+
+
+def test_factored_matrices_and_dropped_layers_stay_as_they_are(tiny: Checkpoint, english: Vocabulary) -> None:
+    model = Whisper.from_state(tiny.dims, tiny.state)
+    layer, *others = model.encoder.layers
+    ranks = LowRankWidths(**asdict(model.widths.encoder[0]), q=8, k=8, v=8, out=8, fc1=8, fc2=0)
+    replace_matrices(layer, ranks)
+    model.encoder.layers = nn.ModuleList([layer])
+    model.widths = replace(model.widths, encoder=(ranks,))
+    assert others, "nothing would be dropped"
+    cut = english.model(model)
+    expected = model.encoder.state_dict()
+    assert cut.widths == model.widths and cut.encoder.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in cut.encoder.state_dict().items())
 
 
 def test_blocks_keep_their_rows() -> None:
