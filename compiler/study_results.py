@@ -111,8 +111,9 @@ def conditions(rows: Sequence[Row]) -> str:
     )
     healing: Row = next((row["healing"] for row in rows if row["healing"]), {})
     for name, settings in healing.items():
-        shown = (f"{key} {value}" for key, value in settings.items() if not isinstance(value, dict))
-        text += f" {name.capitalize()}: {', '.join(shown)}."
+        shown = [f"{key} {value}" for key, value in settings.items() if not isinstance(value, dict)]
+        is_done = any(settings.get(length) for length in ("batches", "steps", "epochs"))
+        text += f" {name.capitalize()}: {', '.join(shown) if is_done else 'none'}."
     return text
 
 

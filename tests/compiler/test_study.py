@@ -64,7 +64,7 @@ def row(method: str, budget: int, healed: bool, wer: float, **changes: Any) -> d
     facts = {"source": "tiny.en", "method": method, "budget": budget, "healed": healed, "wer": {"dev": wer}}
     facts |= {"parameters_percent": float(budget), "bytes": 400_000 * budget, "ms_per_clip": 80.0}
     facts |= {"relative_time": budget / 100, "peak_rss_bytes": 150_000_000, "precision": "int8", "window": "short"}
-    healing = {"frames": dataclasses.asdict(FRAMES), "heal": dataclasses.asdict(HEAL)}
+    healing = {"frames": dataclasses.asdict(FRAMES), "heal": dataclasses.asdict(HEAL) | {"epochs": 0}}
     facts |= {"healing": healing if healed else None, "machine": "x86_64", "threads": 2}
     return facts | changes
 
@@ -133,7 +133,8 @@ def test_table_says_what_was_not_run(tmp_path: Path) -> None:
     assert "| 55 % | **joint twins (ours)** | 55.0 | 44.00 → 11.00 | 22.0 | 0.55 | 150 |" in lines
     assert "| 55 % | SVD of each matrix, even | 55.0 | 180.00 → not run | 22.0 | 0.55 | 150 |" in lines
     assert sum("not run → not run" in line for line in lines) == 3
-    assert any(line.startswith("4 of 11 cells. int8, short window, 2 threads") for line in lines)
+    (conditions,) = (line for line in lines if line.startswith("4 of 11 cells. int8, short window, 2 threads"))
+    assert "Frames: steps 2, batch_s 8.0" in conditions and conditions.endswith("Heal: none.")
 
 
 def test_the_table_says_how_far_and_where_another_method_is_better(tmp_path: Path) -> None:
