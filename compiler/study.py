@@ -206,7 +206,7 @@ class Study:
                 )
         for checkpoint in checkpoints.values():
             checkpoint.unlink(missing_ok=True)
-        return fold(model)
+        return fold(model) if recipe.heal.epochs else model
 
     def _write(self, cell: Cell, model: Whisper, window: str, precision: str) -> None:
         """Check that the exported graphs are the model, and write its bundle."""

@@ -21,6 +21,7 @@ from whisperfold.compiler.config import CompileConfig
 from whisperfold.compiler.frames import FramesConfig
 from whisperfold.compiler.heal import HealConfig
 from whisperfold.compiler.manifests import Item
+from whisperfold.compiler.refit import RefitConfig
 from whisperfold.compiler.stages import SHIPPED_SPEECH
 from whisperfold.compiler.study import run_study, write_study
 from whisperfold.compiler.study_config import Cell, StudyConfig, load_study
@@ -106,6 +107,24 @@ def test_study_runs_resumes_and_writes(
     for name in ("teach", "calibrate", "measure", "lite-asr-55-healed", "lite-asr-55-healed-measure"):
         assert f"\n{name}: unchanged, skipped" in f"\n{printed}"
     assert [r["method"] for r in read_rows(tmp_path / "docs" / "study.jsonl")] == ["lite-asr", "lite-asr", "ours"]
+
+
+def test_a_recipe_without_steps_heals_by_the_refit_alone(
+    settings: StudyConfig, tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(study, "load_source", lambda *args, **options: tiny)
+    recipe = dataclasses.replace(
+        settings.recipe,
+        refit=RefitConfig(batches=2),
+        frames=dataclasses.replace(FRAMES, steps=0),
+        heal=dataclasses.replace(HEAL, epochs=0),
+    )
+    console = Console(file=io.StringIO())
+    cells = study.Study(dataclasses.replace(settings, recipe=recipe), tmp_path, console, False)
+    cut, healed = (cells.build(Cell("ours", 55, flag)) for flag in (False, True))
+    assert cut.facts["widths"] == healed.facts["widths"]
+    graphs = [tmp_path / "study" / f"ours-55{name}.bundle" / "encoder.onnx" for name in ("", "-healed")]
+    assert graphs[0].read_bytes() != graphs[1].read_bytes()
 
 
 def test_a_bundle_is_timed_in_a_process_of_its_own(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
