@@ -145,7 +145,7 @@ def _duels(rows: Sequence[Row]) -> list[str]:
     fights = sum(healed for _, healed, *_ in found)
     lines = [
         "",
-        f"After the same healing the joint twins are better than every other method in {wins} of {fights}:",
+        f"After the same healing the joint twins are better than every other method that was measured in {wins} of {fights}:",
         "",
     ]
     lines += ["| encoder | set | ours, % | best other, % | which | better by |", "|---|---|---:|---:|---|---:|"]

@@ -173,7 +173,7 @@ def test_the_table_says_how_far_and_where_another_method_is_better(tmp_path: Pat
     ]
     write_table(tmp_path / "study.md", rows, CELLS)
     text = (tmp_path / "study.md").read_text()
-    assert "better than every other method in 1 of 2" in text
+    assert "better than every other method that was measured in 1 of 2" in text
     assert "| 55 %, healed | dev | 11.00 | 10.90 | SVD of each matrix, even | -0.10 |" in text
 
 
