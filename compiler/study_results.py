@@ -143,11 +143,8 @@ def _duels(rows: Sequence[Row]) -> list[str]:
         return []
     wins = sum(own < best for _, healed, _, own, best, _ in found if healed)
     fights = sum(healed for _, healed, *_ in found)
-    lines = [
-        "",
-        f"After the same healing the joint twins are better than every other method that was measured in {wins} of {fights}:",
-        "",
-    ]
+    claim = "After the same healing the joint twins are better than every other method that was measured"
+    lines = ["", f"{claim} in {wins} of {fights}:", ""]
     lines += ["| encoder | set | ours, % | best other, % | which | better by |", "|---|---|---:|---:|---|---:|"]
     for budget, healed, name, own, best, method in found:
         state = "healed" if healed else "cut"
