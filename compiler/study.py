@@ -188,10 +188,11 @@ class Study:
             teacher = teacher_of(self.uncut, model)
             if recipe.refit.batches:
                 training_stages.refit_encoder(run, teacher, model)
-            audio = [utterance.load(recipe.seed + i) for i, utterance in enumerate(run.utterances)]
-            with self.bundles.bar("frames", recipe.frames.steps) as bar:
-                report = training_stages.reporter(bar, curve, "frames")
-                learn_frames(teacher, model, audio, recipe.frames, checkpoints["frames"], report)
+            if recipe.frames.steps:
+                audio = [utterance.load(recipe.seed + i) for i, utterance in enumerate(run.utterances)]
+                with self.bundles.bar("frames", recipe.frames.steps) as bar:
+                    report = training_stages.reporter(bar, curve, "frames")
+                    learn_frames(teacher, model, audio, recipe.frames, checkpoints["frames"], report)
         if recipe.heal.epochs:
             with self.bundles.bar("heal", 1) as bar:
                 report = training_stages.reporter(bar, curve, "heal")
@@ -204,9 +205,10 @@ class Study:
                     full_window=run.full_window,
                     report=report,
                 )
+            model = fold(model)
         for checkpoint in checkpoints.values():
             checkpoint.unlink(missing_ok=True)
-        return fold(model) if recipe.heal.epochs else model
+        return model
 
     def _write(self, cell: Cell, model: Whisper, window: str, precision: str) -> None:
         """Check that the exported graphs are the model, and write its bundle."""

@@ -63,11 +63,15 @@ class StudyConfig:
         for method in self.methods:
             if method not in METHODS:
                 raise ConfigError(f"methods: {method!r}: expected some of {', '.join(METHODS)}")
-        for budget in (*self.budgets, *self.own_budgets):
+        for budget in self._all_budgets:
             if not isinstance(budget, int) or not 20 <= budget <= 99:
                 raise ConfigError(f"budgets: {budget!r}: expected whole numbers from 20 to 99 (%)")
         if not self.recipe.verify:
             raise ConfigError("verify: no set to measure on; name one with transcripts in the study or its recipe")
+
+    @property
+    def _all_budgets(self) -> tuple[int, ...]:
+        return (*self.budgets, *self.own_budgets)
 
     def cells(self, only: tuple[str, ...] = ()) -> list[Cell]:
         """Return the cells, the quick ones first; only those that match one of the patterns, if there are any.
@@ -84,10 +88,7 @@ class StudyConfig:
             cells += [Cell(method, budget, healed) for budget, method in sorted(planned, key=lambda cell: -cell[0])]
         for pattern in only:
             if not any(cell.matches(pattern) for cell in cells):
-                methods, budgets = (
-                    ", ".join((REFERENCE, *self.methods)),
-                    ", ".join(map(str, (*self.budgets, *self.own_budgets))),
-                )
+                methods, budgets = ", ".join((REFERENCE, *self.methods)), ", ".join(map(str, self._all_budgets))
                 raise ConfigError(
                     f"--only {pattern}: no such cell; methods {methods}; budgets {budgets}; cut or healed"
                 )

@@ -17,7 +17,8 @@ from matplotlib.ticker import LogLocator
 from whisperfold.compiler.report import STYLE, folded, section, table
 from whisperfold.compiler.report_svg import FG, SERIES, SOFT, figure, to_svg
 from whisperfold.compiler.study_config import REFERENCE, Cell
-from whisperfold.compiler.study_results import LABELS, NOT_RUN, Row, conditions, find_row, sets, sources, write_text
+from whisperfold.compiler.study_results import LABELS, NOT_RUN, conditions, find_row, sets, sources, write_text
+from whisperfold.compiler.study_verdict import Row
 
 AXES = (("parameters_percent", "encoder parameters kept, %", 1.0), ("bytes", "bundle, MB", 1e-6))
 """Column of a row, label and unit of the two Pareto plots."""

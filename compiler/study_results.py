@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from whisperfold.compiler.study_config import REFERENCE, Cell
-from whisperfold.compiler.study_verdict import duels, limits
+from whisperfold.compiler.study_verdict import Row, duels, limits
 from whisperfold.compiler.wer import NORMALIZER
 from whisperfold.runtime.errors import CompileError
 
-Row = dict[str, Any]
 NOT_RUN = "not run"
 LABELS = {
     REFERENCE: "original at 30 s, fp32",

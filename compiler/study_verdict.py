@@ -16,6 +16,7 @@ OURS = "ours"
 UNCUT = (REFERENCE, "original")
 
 Row = dict[str, Any]
+"""A line of study.jsonl."""
 
 
 def smallest_within(rows: Sequence[Row], limit: float, names: Sequence[str]) -> Row | None:
