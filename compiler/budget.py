@@ -184,9 +184,13 @@ def parse_budget(text: str) -> Budget:
 def spend(cuts: list[Cut], full: dict[str, int], params_to_save: float) -> dict[str, int]:
     """Return the width of every site so that at least params_to_save parameters go, at the least summed KL.
 
+    Where none must go, none does: a cut that seems to lose less than nothing on a few clips is noise.
+
     Raises:
         ConfigError: even the smallest candidates do not save that many.
     """
+    if params_to_save <= 0:
+        return dict(full)
     options = {site: [Cut(site, width, 0.0, 0)] for site, width in full.items()}
     for cut in cuts:
         options[cut.site].append(cut)

@@ -84,8 +84,9 @@ class StudyConfig:
             cells += [Cell("original", 100, healed)] if "original" in self.methods else []
             others = [method for method in self.methods if method != "original"]
             planned = [(budget, method) for budget in self.budgets for method in others]
-            planned += [(budget, "ours") for budget in self.own_budgets]
-            cells += [Cell(method, budget, healed) for budget, method in sorted(planned, key=lambda cell: -cell[0])]
+            planned += [(budget, "ours") for budget in self.own_budgets if "ours" in others]
+            ordered = sorted(dict.fromkeys(planned), key=lambda cell: -cell[0])
+            cells += [Cell(method, budget, healed) for budget, method in ordered]
         for pattern in only:
             if not any(cell.matches(pattern) for cell in cells):
                 methods, budgets = ", ".join((REFERENCE, *self.methods)), ", ".join(map(str, self._all_budgets))

@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from whisperfold.runtime.errors import BundleError
-from whisperfold.runtime.files import sync_dir
+from whisperfold.runtime.files import exchange, sync_dir
 from whisperfold.runtime.packaged import locate_bundle, packaged_bundles
 
 FORMAT = 2
@@ -297,15 +297,15 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 
 def _swap(fresh: Path, target: Path, old: Path) -> None:
-    """Put fresh at target; the old bundle comes back if the second rename fails, and goes only after it."""
-    had_old = target.exists()
-    if had_old:
-        os.rename(target, old)
-    try:
+    """Put fresh at target, in one instant; where the file system cannot, the old bundle comes back if that fails."""
+    if not target.exists():
         os.rename(fresh, target)
-    except OSError:
-        if had_old:
+    elif not exchange(fresh, target):  # done: fresh is now the old one, and the caller removes it
+        os.rename(target, old)
+        try:
+            os.rename(fresh, target)
+        except OSError:
             os.rename(old, target)
-        raise
+            raise
     sync_dir(target.parent)
     shutil.rmtree(old, ignore_errors=True)

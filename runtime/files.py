@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
@@ -14,6 +15,8 @@ from whisperfold.runtime.errors import WhisperfoldError
 
 _LOOK_S = 0.05
 """Between two tries to take a lock."""
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""Linux, renameat2(2)."""
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -85,6 +88,14 @@ def sync_dir(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two files or folders change places in one instant; False, and nothing done, where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    return int(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)) == 0
 
 
 def private_dir(path: Path) -> Path:

@@ -48,7 +48,7 @@ def test_spends_where_it_costs_least() -> None:
         Cut("encoder.0.qk", 16, 0.05, 150),
         Cut("encoder.0.vo", 32, 0.9, 100),
     ]
-    assert spend(cuts, full, 0) == full
+    assert spend([*cuts, Cut("encoder.0.vo", 48, -0.01, 50)], full, 0) == full
     assert spend(cuts, full, 90) == {"encoder.0.qk": 32, "encoder.0.vo": 64}
     assert spend(cuts, full, 240) == {"encoder.0.qk": 16, "encoder.0.vo": 32}
     with pytest.raises(ConfigError, match="save at most 250"):

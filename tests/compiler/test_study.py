@@ -205,8 +205,9 @@ def test_cells_are_chosen_by_patterns(settings: StudyConfig) -> None:
         Cell("reference", 100, False),
         Cell("lite-asr", 55, True),
     ]
-    more = dataclasses.replace(settings, own_budgets=(80,))
+    more = dataclasses.replace(settings, own_budgets=(80, 55))
     assert [cell.name for cell in more.cells()][1:4] == ["ours-80", "ours-55", "lite-asr-55"]
+    assert dataclasses.replace(more, methods=("lite-asr",)).cells(("55,cut",)) == [Cell("lite-asr", 55, False)]
     with pytest.raises(ConfigError, match="--only svd,55: no such cell; methods reference, ours, lite-asr; budgets 55"):
         settings.cells(("svd,55",))
 

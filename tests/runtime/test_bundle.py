@@ -224,6 +224,7 @@ def test_full_disk_keeps_the_old_bundle(written: Path, monkeypatch: pytest.Monke
     elif stage == "copyfileobj":
         monkeypatch.setattr(shutil, "copyfileobj", fail)
     else:
+        monkeypatch.setattr("whisperfold.runtime.bundle.exchange", lambda fresh, target: False)
         monkeypatch.setattr(os, "rename", fail_rename)
     source = written.parent / "source.onnx"
     source.write_bytes(b"x" * 100)
@@ -238,3 +239,17 @@ def test_full_disk_keeps_the_old_bundle(written: Path, monkeypatch: pytest.Monke
 def test_really_full_device(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="not written"):
         write_bundle(Path("/dev/full/test"), FILES, MANIFEST)
+
+
+def test_there_is_a_bundle_at_every_instant(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "rename", lambda *args: pytest.fail("two renames leave an instant without a bundle"))
+    write_bundle(written, FILES, {**MANIFEST, "name": "second"})
+    assert Bundle.open(written).name == "second"
+    assert [path.name for path in written.parent.iterdir()] == ["test"]
+
+
+def test_file_system_that_cannot_exchange(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whisperfold.runtime.bundle.exchange", lambda fresh, target: False)
+    write_bundle(written, FILES, {**MANIFEST, "name": "second"})
+    assert Bundle.open(written).name == "second"
+    assert [path.name for path in written.parent.iterdir()] == ["test"]
