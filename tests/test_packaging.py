@@ -79,12 +79,17 @@ def test_every_folder_of_data_is_in_the_wheel():
     assert on_disk == set(DATA_FOLDERS)
 
 
-def test_wheel_holds_the_default_bundle(wheel):
-    if not (ROOT / "runtime/bundles/tiny.en").is_dir():
-        pytest.skip("no packaged bundle in this tree: run make bundle")
-    names = {Path(name).name for name in wheel.namelist() if "/bundles/tiny.en/" in name}
+@pytest.mark.parametrize("bundle", ["tiny.en", "base"])
+def test_wheel_holds_the_bundles(wheel, bundle):
+    if not (ROOT / "runtime/bundles" / bundle).is_dir():
+        pytest.skip(f"{bundle} is not in this tree: run make bundle MODEL={bundle}")
+    names = {Path(name).name for name in wheel.namelist() if f"/bundles/{bundle}/" in name}
     assert {"manifest.json", "encoder.onnx", "decoder.onnx"} <= names
     assert {"tokenizer.json", "tokenizer.json.gz"} & names
+
+
+def test_wheel_is_small_enough_for_an_index(wheel):
+    assert sum(info.compress_size for info in wheel.infolist()) < 100e6  # PyPI's limit for one file
 
 
 def test_wheel_holds_nothing_else(wheel):
