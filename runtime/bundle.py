@@ -105,7 +105,7 @@ class Bundle:
         """Open a bundle.
 
         Args:
-            path: its directory, or the name of a packaged one (tiny.en).
+            path: its directory, or the name of a packaged one (tiny.en, base).
             check: compare the SHA-256 of every file (about 0.1 s for 40 MB); sizes are always compared.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The bundles that ship in the package, by name: tiny.en, and others that were made into its folder."""
+"""The bundles that ship in the package, by name: tiny.en, base, and others that were made into its folder."""
 
 from __future__ import annotations
 
