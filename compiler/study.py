@@ -119,8 +119,17 @@ class Study:
 
     def _refine(self, share: float, widths: Widths, choose: Callable[[list[Cut]], Widths]) -> Widths:
         """Have the joint twins' widths chosen again, once for the cut model and the healed one."""
-        at = self.uncut, self.lessons, widths, choose, ("encoder",), self.calibrated.key
-        return refine(self.run, self.bundles, f"again-{100 * share:.0f}", *at)
+        return refine(
+            self.run,
+            self.bundles,
+            f"again-{100 * share:.0f}",
+            self.uncut,
+            self.lessons,
+            widths,
+            choose,
+            ("encoder",),
+            self.calibrated.key,
+        )
 
     def row(self, cell: Cell) -> dict[str, Any]:
         """Return everything that is known of a cell, made and measured if it is not there yet."""
