@@ -50,8 +50,6 @@ class Material:
     """Of each encoder matrix's inputs (input_moments.py)."""
     cuts: list[Cut]
     """Measured sensitivity of the encoder's twins (budget.py)."""
-    refine: Callable[[float, Widths, Callable[[list[Cut]], Widths]], Widths] = lambda share, widths, choose: widths
-    """Share, its widths, how they are chosen from cuts -> better ones (spending.py); default those given."""
 
     @cached_property
     def parameters(self) -> int:
@@ -73,11 +71,8 @@ def ours(material: Material, share: float) -> Whisper:
     """Return the model of joint, activation-aware twins whose widths the measured sensitivity chose."""
     full = material.model.widths
     to_save = (1 - share) * material.parameters
-
-    def choose(cuts: list[Cut]) -> Widths:
-        return with_widths(full, spend(cuts, sites(full, ("encoder",)), to_save))
-
-    return cut_model(material.model, material.moments, material.refine(share, choose(material.cuts), choose))
+    chosen = spend(material.cuts, sites(full, ("encoder",)), to_save)
+    return cut_model(material.model, material.moments, with_widths(full, chosen))
 
 
 def product_svd(material: Material, share: float) -> Whisper:

@@ -3,9 +3,6 @@
 Sensitivity of a cut: mean KL(uncut || cut) of the next-token distribution when only that twin of that layer is cut,
 teacher-forced on the lessons, both models at the window that will be used. The budget picks, per site, the width
 that minimises KL + price * parameters kept; the price is bisected until the parameters fit.
-
-Deep cuts lose more together than one by one: then the same is measured again around the widths that were picked, each
-twin in the model in which all others are cut (spending.py).
 """
 
 from __future__ import annotations
@@ -18,11 +15,10 @@ import torch
 from torch import Tensor
 
 from whisperfold.compiler.calibrate import Moments, window_of
-from whisperfold.compiler.factorize import cut_attention, cut_ffn, cut_model
+from whisperfold.compiler.factorize import cut_attention, cut_ffn
 from whisperfold.compiler.teacher import Lesson, mel_window
 from whisperfold.models.dims import ModelDimensions, Widths
 from whisperfold.models.whisper import Whisper
-from whisperfold.runtime.audio import SAMPLE_RATE
 from whisperfold.runtime.errors import ConfigError
 
 FRACTIONS = {
@@ -42,7 +38,7 @@ class Cut:
     """"encoder.0.qk", "decoder.2.cross_vo", "encoder.3.ffn"."""
     width: int
     kl: float
-    """Mean KL per token, nats, beside the full width's."""
+    """Mean KL per token, nats."""
     params_saved: int
 
 
@@ -87,40 +83,23 @@ def candidates(widths: Widths, sides: tuple[str, ...]) -> list[tuple[str, int]]:
 
 
 @torch.no_grad()
-def measure_cut(
-    model: Whisper, moments: Moments, site: str, width: int, probe: Probe, context: Whisper | None = None
-) -> float:
-    """Return the KL of the model with one twin cut, which is put back afterwards.
-
-    Args:
-        model: uncut.
-        moments: of the model.
-        site: the twin.
-        width: what it is cut to.
-        probe: that compares.
-        context: the same model with other twins cut, in which this one is tried; default the model itself.
-    """
-    context = context or model
+def measure_cut(model: Whisper, moments: Moments, site: str, width: int, probe: Probe) -> float:
+    """Return the KL of the model with one twin cut, which is put back afterwards."""
     side, i, kind = site.split(".")
-    layer, uncut = (getattr(whole, side).layers[int(i)] for whole in (context, model))
+    layer = getattr(model, side).layers[int(i)]
     part = "ffn" if kind == "ffn" else "cross" if kind.startswith("cross") else "attn"
-    name, before, original = f"{side}.layers.{i}.{part}", getattr(layer, part), getattr(uncut, part)
+    name, original = f"{side}.layers.{i}.{part}", getattr(layer, part)
     cut: Any
     if part == "ffn":
         cut = cut_ffn(original, moments[f"{name}.neurons"], width)
     else:
-        qk, vo = before.q.out_features // before.n_head, before.v.out_features // before.n_head
-        cut = cut_attention(original, moments, name, *((width, vo) if kind.endswith("qk") else (qk, width)))
+        full = original.q.out_features // original.n_head, original.v.out_features // original.n_head
+        cut = cut_attention(original, moments, name, *((width, full[1]) if kind.endswith("qk") else (full[0], width)))
     setattr(layer, part, cut)
     try:
-        return probe.divergence(context)
+        return probe.divergence(model)
     finally:
-        setattr(layer, part, before)
-
-
-def probe_lessons(lessons: list[Lesson], n: int) -> list[Lesson]:
-    """Return the n lessons that are nearest to ten seconds."""
-    return sorted(lessons, key=lambda lesson: abs(len(lesson.samples) - 10 * SAMPLE_RATE))[:n]
+        setattr(layer, part, original)
 
 
 class Probe:
@@ -154,60 +133,15 @@ def measure_sensitivity(
     probe: Probe,
     sides: tuple[str, ...],
     advance: Callable[[], None] = lambda: None,
-    around: Widths | None = None,
 ) -> list[Cut]:
-    """Return every candidate cut of the sides, measured.
-
-    Args:
-        model: uncut.
-        moments: of the model.
-        probe: that compares.
-        sides: "encoder", "decoder".
-        advance: called after each candidate.
-        around: widths of all other twins while one is tried; its KL is then what it adds to that of its full width.
-    """
+    """Return every candidate cut of the sides, measured."""
     full = sites(model.widths, sides)
-    context = model if around is None else cut_model(model, moments, around)
-    whole = {} if around is None else {s: measure_cut(model, moments, s, full[s], probe, context) for s in full}
     cuts = []
     for site, width in candidates(model.widths, sides):
         saved = (full[site] - width) * params_per_width(site, model.dims)
-        kl = measure_cut(model, moments, site, width, probe, context) - whole.get(site, 0.0)
-        cuts.append(Cut(site, width, kl, saved))
+        cuts.append(Cut(site, width, measure_cut(model, moments, site, width, probe), saved))
         advance()
     return cuts
-
-
-def choose_again(
-    model: Whisper,
-    moments: Moments,
-    probe: Probe,
-    sides: tuple[str, ...],
-    widths: Widths,
-    choose: Callable[[list[Cut]], Widths],
-    rounds: int,
-    advance: Callable[[], None] = lambda: None,
-) -> list[tuple[float, Widths]]:
-    """Measure every cut around the widths that were chosen, choose again, and so on.
-
-    Args:
-        model: uncut.
-        moments: of the model.
-        probe: that compares.
-        sides: "encoder", "decoder".
-        widths: chosen from cuts that were measured alone.
-        choose: measured cuts -> widths within the budget.
-        rounds: times that it is done.
-        advance: called after each candidate.
-
-    Returns:
-        The widths and those of each round, with the KL of the model that has all of them.
-    """
-    tried = [(probe.divergence(cut_model(model, moments, widths)), widths)]
-    for _ in range(rounds):
-        found = choose(measure_sensitivity(model, moments, probe, sides, advance, around=tried[-1][1]))
-        tried.append((probe.divergence(cut_model(model, moments, found)), found))
-    return tried
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,6 @@ class CompileConfig:
     """Utterances whose second moments are taken."""
     probe_utterances: int = 6
     """Utterances on which the sensitivity of each cut is measured."""
-    rounds: int = 1
-    """Times that the cuts are measured again, in the model that they gave, and the budget is spent anew."""
     threads: int = 2
     """torch threads."""
     seed: int = 0
@@ -100,7 +98,6 @@ class CompileConfig:
             ("frames.steps", self.frames.steps, 0, 10**6),
             ("heal.epochs", self.heal.epochs, 0, 1000),
             ("heal.rank", self.heal.rank, 1, 512),
-            ("rounds", self.rounds, 0, 10),
             ("threads", self.threads, 1, 256),
         ):
             if not low <= number <= high:

@@ -7,7 +7,6 @@ Each stage leaves its artefact in the work folder; one whose inputs are unchange
     window     the uncut model learns to say it at a short window, folded            windowed.safetensors
     calibrate  second moments of that model                                          moments.safetensors
     measure    the KL of each candidate cut (where a budget or max_wer asks for any) measure.json
-    again      the same in the model that the budget cuts, and other widths          again.json
     factorize  budget -> widths -> cut model                                         cut.safetensors
     refit      the cut encoder's output projections, in closed form                  refitted.safetensors
     frames     the cut encoder learns the uncut one's frames                         framed.safetensors
@@ -74,7 +73,7 @@ def compile_bundle(
     bundling.measure_stage(run.stages, f"uncut, {config.window} window", windowed, run, precision="fp32")
     calibrated = take_moments(run, windowed, lessons, windowing)
     cuts = measure_cuts(run, windowed, lessons, calibrated)
-    healed, healing = factorize_model(run, windowed, lessons, cuts, calibrated)
+    healed, healing = factorize_model(run, windowed, cuts, calibrated)
     trained = [distilled, windowing]
     if cuts:
         bundling.measure_stage(run.stages, "cut", healed, run, precision="fp32")

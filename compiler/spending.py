@@ -4,32 +4,17 @@
 25MB        of bundle; encoder and decoder pay where it costs least
 55%, 50MB   the encoder first, the decoder pays the rest
 max_wer     the most that can go while no set's WER rises by more; each try is cut, exported and measured, not healed
-
-A budget is spent twice: the second time on what the cuts cost in the model that the first time gave.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from whisperfold.compiler import bundling
-from whisperfold.compiler.budget import (
-    Cut,
-    Probe,
-    candidates,
-    choose_again,
-    parse_budget,
-    probe_lessons,
-    sites,
-    spend,
-    with_widths,
-)
+from whisperfold.compiler.budget import Cut, parse_budget, sites, spend, with_widths
 from whisperfold.compiler.calibrate import load_moments
 from whisperfold.compiler.factorize import cut_model
-from whisperfold.compiler.teacher import Lesson
-from whisperfold.compiler.work import Work
 from whisperfold.models.dims import Widths
 from whisperfold.models.whisper import Whisper
 
@@ -40,13 +25,12 @@ TRIES = 5
 """Halvings of what is cut; 1/32 of all that could go is the grain."""
 
 
-def choose_widths(run: Compile, uncut: Whisper, lessons: list[Lesson], cuts: list[Cut], key: str) -> Widths:
+def choose_widths(run: Compile, uncut: Whisper, cuts: list[Cut], key: str) -> Widths:
     """Return the widths that the budget or the limit of the WER asks for.
 
     Args:
         run: the compile under way.
         uncut: the model before it is cut.
-        lessons: on some of which cuts are measured.
         cuts: measured candidates; none: nothing is cut.
         key: of the moments.
 
@@ -57,58 +41,6 @@ def choose_widths(run: Compile, uncut: Whisper, lessons: list[Lesson], cuts: lis
         return uncut.widths
     if run.config.max_wer is not None:
         return _within_wer(run, uncut, cuts, key)
-
-    def choose(measured: list[Cut]) -> Widths:
-        return _within_budget(run, uncut, measured)
-
-    sides = parse_budget(run.config.budget).sides
-    return refine(run, run.work, "again", uncut, lessons, choose(cuts), choose, sides, key)
-
-
-def refine(
-    run: Compile,
-    work: Work,
-    stage: str,
-    uncut: Whisper,
-    lessons: list[Lesson],
-    widths: Widths,
-    choose: Callable[[list[Cut]], Widths],
-    sides: tuple[str, ...],
-    key: str,
-) -> Widths:
-    """Return widths chosen anew, config.rounds times, from what each cut costs beside all the others.
-
-    Args:
-        run: the compile under way.
-        work: where the stage is recorded.
-        stage: its name.
-        uncut: the model before it is cut.
-        lessons: on some of which cuts are measured.
-        widths: chosen from cuts that were measured alone; they stay if no round finds better ones.
-        choose: measured cuts -> widths within the budget.
-        sides: whose cuts are measured.
-        key: of the moments.
-    """
-    config = run.config
-    if config.rounds == 0 or widths == uncut.widths:
-        return widths
-
-    def measure(key: str) -> dict[str, Any]:
-        moments = load_moments(run.work.file("moments.safetensors"))
-        probe = Probe(uncut, probe_lessons(lessons, config.probe_utterances), config.window, config.tail_s)
-        with work.bar(stage, config.rounds * len(candidates(uncut.widths, sides))) as advance:
-            tried = choose_again(uncut, moments, probe, sides, widths, choose, config.rounds, advance)
-        best = min(tried, key=lambda pair: pair[0])[1]
-        return {"kl": [round(kl, 5) for kl, _ in tried], "widths": best.to_json()}
-
-    inputs = [key, widths.to_json(), sides, config.rounds, config.probe_utterances]
-    facts = work.stage(stage, inputs, measure).facts
-    work.console.print(f"  KL of the whole cut, alone and again: {' -> '.join(map(str, facts['kl']))}")
-    return Widths.from_json(facts["widths"])
-
-
-def _within_budget(run: Compile, uncut: Whisper, cuts: list[Cut]) -> Widths:
-    """Return the widths that a share of the encoder and a size in bytes ask for."""
     budget = parse_budget(run.config.budget)
     saved, chosen = 0, dict[str, int]()
     if budget.encoder < 1:

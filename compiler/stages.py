@@ -21,7 +21,6 @@ from whisperfold.compiler.budget import (
     candidates,
     measure_sensitivity,
     parse_budget,
-    probe_lessons,
 )
 from whisperfold.compiler.calibrate import calibrate, load_moments, save_moments
 from whisperfold.compiler.config import CompileConfig
@@ -181,9 +180,10 @@ def measure_cuts(run: Compile, uncut: Whisper, lessons: list[Lesson], calibrated
     sides = ("encoder", "decoder") if config.max_wer is not None else parse_budget(config.budget).sides
     if not sides:
         return []
+    short = sorted(lessons, key=lambda lesson: abs(len(lesson.samples) - 10 * 16000))[: config.probe_utterances]
 
     def work(key: str) -> dict[str, Any]:
-        probe = Probe(uncut, probe_lessons(lessons, config.probe_utterances), config.window, config.tail_s)
+        probe = Probe(uncut, short, config.window, config.tail_s)
         moments = load_moments(run.work.file("moments.safetensors"))
         with run.work.bar("measure", len(candidates(uncut.widths, sides))) as advance:
             return {"cuts": [asdict(c) for c in measure_sensitivity(uncut, moments, probe, sides, advance)]}
@@ -193,10 +193,10 @@ def measure_cuts(run: Compile, uncut: Whisper, lessons: list[Lesson], calibrated
 
 
 def factorize_model(
-    run: Compile, uncut: Whisper, lessons: list[Lesson], cuts: list[Cut], calibrated: StageResult
+    run: Compile, uncut: Whisper, cuts: list[Cut], calibrated: StageResult
 ) -> tuple[Whisper, StageResult]:
     """Spend the budget and cut the model."""
-    widths = choose_widths(run, uncut, lessons, cuts, calibrated.key)
+    widths = choose_widths(run, uncut, cuts, calibrated.key)
 
     def work(key: str) -> dict[str, Any]:
         cut = cut_model(uncut, load_moments(run.work.file("moments.safetensors")), widths)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import platform
 import statistics
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,7 @@ from rich.console import Console
 
 from whisperfold.compiler import stages, training_stages
 from whisperfold.compiler.baselines import METHODS, Material, encoder_parameters, kept_layers, teacher_of
-from whisperfold.compiler.budget import Cut, parse_budget
+from whisperfold.compiler.budget import parse_budget
 from whisperfold.compiler.bundling import build_graphs, measure, write_model
 from whisperfold.compiler.calibrate import load_moments, save_moments
 from whisperfold.compiler.fold import fold
@@ -32,14 +31,12 @@ from whisperfold.compiler.heal import heal
 from whisperfold.compiler.input_moments import measure_inputs
 from whisperfold.compiler.manifests import read_items
 from whisperfold.compiler.parity import check, compare
-from whisperfold.compiler.spending import refine
 from whisperfold.compiler.study_config import REFERENCE, Cell, StudyConfig
 from whisperfold.compiler.study_page import write_page
 from whisperfold.compiler.study_results import add_row, read_rows, write_table
 from whisperfold.compiler.study_timing import time_bundles
 from whisperfold.compiler.teacher import read_lessons
 from whisperfold.compiler.work import StageResult, Work
-from whisperfold.models.dims import Widths
 from whisperfold.models.sources import load_source
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.bundle import Bundle
@@ -114,22 +111,7 @@ class Study:
 
         work.stage("inputs", self.calibrated.key, measure_them, "inputs.safetensors")
         moments, inputs = (load_moments(work.file(f"{name}.safetensors")) for name in ("moments", "inputs"))
-        own = [cut for cut in cuts if cut.site.startswith("encoder.")]
-        return Material(self.uncut, moments, inputs, own, self._refine)
-
-    def _refine(self, share: float, widths: Widths, choose: Callable[[list[Cut]], Widths]) -> Widths:
-        """Have the joint twins' widths chosen again, once for the cut model and the healed one."""
-        return refine(
-            self.run,
-            self.bundles,
-            f"again-{100 * share:.0f}",
-            self.uncut,
-            self.lessons,
-            widths,
-            choose,
-            ("encoder",),
-            self.calibrated.key,
-        )
+        return Material(self.uncut, moments, inputs, [cut for cut in cuts if cut.site.startswith("encoder.")])
 
     def row(self, cell: Cell) -> dict[str, Any]:
         """Return everything that is known of a cell, made and measured if it is not there yet."""
@@ -177,7 +159,7 @@ class Study:
         recipe = self.run.config
         healing = self._healing if cell.healed else None
         inputs = [self.calibrated.key, asdict(cell), recipe.precision, recipe.tail_s, healing, recipe.vocabulary]
-        inputs += [recipe.probe_utterances, recipe.rounds] if cell.method == "ours" else []
+        inputs += [recipe.probe_utterances] if cell.method == "ours" else []
 
         def work(key: str) -> dict[str, Any]:
             if cell.method == REFERENCE:

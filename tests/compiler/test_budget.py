@@ -8,9 +8,7 @@ from whisperfold.compiler.budget import (
     Budget,
     Cut,
     Probe,
-    choose_again,
     measure_cut,
-    measure_sensitivity,
     params_per_width,
     parse_budget,
     sites,
@@ -20,7 +18,6 @@ from whisperfold.compiler.budget import (
 from whisperfold.compiler.calibrate import Moments
 from whisperfold.compiler.factorize import cut_model
 from whisperfold.compiler.teacher import Lesson
-from whisperfold.models.dims import Widths
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.errors import ConfigError
 
@@ -74,37 +71,3 @@ def test_deeper_cuts_cost_more_and_leave_no_trace(tiny_model: Whisper, moments: 
     shallow, deep = (measure_cut(tiny_model, moments, "encoder.0.vo", width, probe) for width in (24, 8))
     assert 0 < shallow < deep
     assert probe.divergence(tiny_model) == pytest.approx(0, abs=1e-6)
-
-
-def test_cuts_are_measured_beside_the_others(tiny_model: Whisper, moments: Moments, lessons: list[Lesson]) -> None:
-    probe = Probe(tiny_model, lessons[:2], "short", 0.5)
-    around = with_widths(tiny_model.widths, {"encoder.0.vo": 8, "encoder.1.ffn": 64})
-    measured = measure_sensitivity(tiny_model, moments, probe, ("encoder",), around=around)
-    cut = next(c for c in measured if c.site == "encoder.1.qk")
-    without, with_it = (
-        probe.divergence(cut_model(tiny_model, moments, w))
-        for w in (around, with_widths(around, {cut.site: cut.width}))
-    )
-    assert cut.kl == pytest.approx(with_it - without, abs=1e-6)
-    alone = measure_cut(tiny_model, moments, cut.site, cut.width, probe)
-    assert abs(cut.kl - alone) > 1e-6
-
-
-def test_rounds_choose_from_what_was_measured_around(
-    tiny_model: Whisper, moments: Moments, lessons: list[Lesson]
-) -> None:
-    probe = Probe(tiny_model, lessons[:2], "short", 0.5)
-    full = sites(tiny_model.widths, ("encoder",))
-    to_save = 0.3 * sum(p.numel() for layer in tiny_model.encoder.layers for p in layer.parameters())
-    seen: list[list[Cut]] = []
-
-    def choose(cuts: list[Cut]) -> Widths:
-        seen.append(cuts)
-        return with_widths(tiny_model.widths, spend(cuts, full, to_save))
-
-    first = choose(measure_sensitivity(tiny_model, moments, probe, ("encoder",)))
-    tried = choose_again(tiny_model, moments, probe, ("encoder",), first, choose, 2)
-    assert [widths for _, widths in tried] == [first, *[choose(cuts) for cuts in seen[1:3]]]
-    assert seen[1] == measure_sensitivity(tiny_model, moments, probe, ("encoder",), around=first)
-    for kl, widths in tried:
-        assert kl == pytest.approx(probe.divergence(cut_model(tiny_model, moments, widths)))
