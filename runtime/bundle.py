@@ -19,70 +19,17 @@ import os
 import shutil
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 from whisperfold.runtime.errors import BundleError
 from whisperfold.runtime.files import exchange, sync_dir
+from whisperfold.runtime.manifest import FORMAT, MANIFEST, Dims, Tokens, Window, read_manifest, section
 from whisperfold.runtime.packaged import locate_bundle, packaged_bundles
 
-FORMAT = 2
-"""Version of the manifest that this runtime writes; it reads 1 to FORMAT."""
-MANIFEST = "manifest.json"
 GRAPHS = ("encoder.onnx", "decoder.onnx")
 REQUIRED = (*GRAPHS, "tokenizer.json")
-
-_Part = TypeVar("_Part")
-
-
-@dataclass(frozen=True)
-class Dims:
-    """Model dimensions, Whisper's names."""
-
-    n_mels: int
-    n_audio_ctx: int
-    n_audio_state: int
-    n_audio_head: int
-    n_audio_layer: int
-    n_vocab: int
-    n_text_ctx: int
-    n_text_state: int
-    n_text_head: int
-    n_text_layer: int
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Ids of the special tokens, and the tokens that are never produced."""
-
-    sot: int
-    eot: int
-    transcribe: int
-    translate: int
-    sot_prev: int
-    sot_lm: int
-    no_speech: int
-    no_timestamps: int
-    timestamp_begin: int
-    multilingual: bool
-    languages: dict[str, int] = field(default_factory=dict)
-    suppress: tuple[int, ...] = ()
-    suppress_begin: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Window:
-    """How audio is shown to the encoder."""
-
-    kind: str = "short"
-    """"short": the audio and a tail; "full": padded to 30 s as the original."""
-    tail_s: float = 0.5
-    """Zeros after the audio, seconds."""
-    min_s: float = 1.0
-    """Shortest window with its tail, seconds."""
-    max_s: float = 20.0
-    """Longest stretch of audio in one window, seconds."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +45,7 @@ class Bundle:
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
         for name, kind in (("dims", Dims), ("tokens", Tokens), ("window", Window)):
-            object.__setattr__(self, name, _part(self.path, self.manifest, name, kind))
+            object.__setattr__(self, name, section(self.path, self.manifest, name, kind))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], check: bool = True) -> Bundle:
@@ -117,7 +64,7 @@ class Bundle:
                 f"{root}: no bundle there; expected a directory made by `whisperfold compile`, or one of "
                 f"the package's: {', '.join(packaged_bundles())}"
             )
-        manifest = _read_manifest(root / MANIFEST)
+        manifest = read_manifest(root / MANIFEST)
         files = manifest.get("files")
         if not isinstance(files, dict) or not files:
             raise BundleError(f'{root / MANIFEST}: no "files" section; rebuild with `whisperfold compile`')
@@ -214,39 +161,6 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _part(path: Path, manifest: dict[str, Any], name: str, kind: type[_Part]) -> _Part:
-    """Build one dataclass from a section of the manifest; unknown keys are for newer readers."""
-    section = manifest.get(name)
-    if not isinstance(section, dict):
-        raise BundleError(f'{path / MANIFEST}: no "{name}" section; rebuild with `whisperfold compile`')
-    known = {key.name for key in fields(kind)}  # type: ignore[arg-type]
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
-    try:
-        return kind(**{key: value for key, value in values.items() if key in known})
-    except TypeError as error:
-        raise BundleError(f"{path / MANIFEST}: {name}: {error}; rebuild with `whisperfold compile`") from error
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """Parse manifest.json and check its format version."""
-    try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise BundleError(f"{path}: missing; expected a bundle made by `whisperfold compile`") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: damaged ({error}); copy or compile the bundle again") from error
-    if not isinstance(manifest, dict):
-        raise BundleError(f"{path}: {type(manifest).__name__}, expected a JSON object; compile the bundle again")
-    version = manifest.get("format")
-    if not isinstance(version, int) or version < 1:
-        raise BundleError(f"{path}: format {version!r}, this runtime reads 1-{FORMAT}; compile the bundle again")
-    if version > FORMAT:
-        raise BundleError(
-            f"{path}: format {version}, this runtime reads 1-{FORMAT}; upgrade whisperfold or recompile it"
-        )
-    return manifest
 
 
 def _check_file(root: Path, name: str, entry: Any, check: bool) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from whisperfold.runtime.bundle import Tokens
 from whisperfold.runtime.hotwords import HotwordBias
+from whisperfold.runtime.manifest import Tokens
 from whisperfold.runtime.tokenizer import TIMESTAMP_S
 
 _NEVER = np.float32(-np.inf)

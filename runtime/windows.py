@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from whisperfold.runtime.audio import SAMPLE_RATE, check_samples
-from whisperfold.runtime.bundle import Window
+from whisperfold.runtime.manifest import Window
 from whisperfold.runtime.mel import HOP_LENGTH
 from whisperfold.runtime.vad import VoiceDetector, has_speech
 

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from whisperfold.runtime.bundle import Tokens
 from whisperfold.runtime.decoding import decode, detect_language
 from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.errors import ConfigError
 from whisperfold.runtime.filters import LogitFilter, log_sum_exp
 from whisperfold.runtime.guards import compression_ratio, find_loop, max_tokens
+from whisperfold.runtime.manifest import Tokens
 from whisperfold.runtime.mel import log_mel
 from whisperfold.runtime.session import CrossCache, KVCache
 from whisperfold.runtime.transcribe import Transcriber

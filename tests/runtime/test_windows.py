@@ -5,8 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from whisperfold.runtime.bundle import Window
 from whisperfold.runtime.errors import AudioError
+from whisperfold.runtime.manifest import Window
 from whisperfold.runtime.windows import cut_windows, max_samples, pad, padded_samples, quietest_sample
 
 SHORT = Window(kind="short", tail_s=0.5, min_s=1.0, max_s=20.0)
