@@ -5,7 +5,7 @@
 #   make lint     ruff and mypy only
 #   make bench    speed, memory and WER beside faster-whisper and whisper.cpp; table to stdout, JSON beside it
 #   make study    ways of cutting the encoder, before and after healing (hours; resumes); docs/study.md and .html
-#   make bundle   make a bundle anew (hours; resumes): runtime/bundles/tiny.en, or MODEL=base, MODEL=distil.base
+#   make bundle   make a bundle anew (about an hour; resumes): runtime/bundles/tiny.en, or MODEL=base, MODEL=distil.base
 #
 # One .venv, two stamps: `run` asks for the runtime stamp and never installs torch; `test` asks for the dev stamp,
 # which adds to it. Editable installs follow the sources, so a stamp is stale only when a requirement changed.
