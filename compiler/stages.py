@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import load_file, save_file
 
 from whisperfold.compiler import bundling
@@ -78,6 +79,10 @@ class Compile:
     def load(self, widths: Widths, name: str) -> Whisper:
         """Read a model of some widths from the work folder."""
         return Whisper.from_state(self.checkpoint.dims, load_file(self.work.file(name)), widths)
+
+    def load_audio(self) -> list[np.ndarray]:
+        """Read the speech of all utterances, float32 (n,) at 16 kHz each."""
+        return [utterance.load(self.config.seed + i) for i, utterance in enumerate(self.utterances)]
 
     @property
     def full_window(self) -> bool:

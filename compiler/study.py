@@ -26,8 +26,6 @@ from whisperfold.compiler.budget import parse_budget
 from whisperfold.compiler.bundling import build_graphs, measure, write_model
 from whisperfold.compiler.calibrate import load_moments, save_moments
 from whisperfold.compiler.fold import fold
-from whisperfold.compiler.frames import learn_frames
-from whisperfold.compiler.heal import heal
 from whisperfold.compiler.input_moments import measure_inputs
 from whisperfold.compiler.manifests import read_items
 from whisperfold.compiler.parity import check, compare
@@ -181,30 +179,16 @@ class Study:
 
     def _heal(self, model: Whisper, key: str) -> Whisper:
         """Heal a cut model as `compile` does: the encoder's projections and frames, then end to end."""
-        run, recipe, curve = self.run, self.run.config, list[dict[str, Any]]()
-        tokens = run.checkpoint.tokens
+        run, recipe = self.run, self.run.config
         checkpoints = {stage: self.bundles.file(f"{stage}-{key}.ckpt") for stage in ("frames", "heal")}
         if model.widths.encoder != self.uncut.widths.encoder:
             teacher = teacher_of(self.uncut, model)
             if recipe.refit.batches:
                 training_stages.refit_encoder(run, teacher, model)
             if recipe.frames.steps:
-                audio = [utterance.load(recipe.seed + i) for i, utterance in enumerate(run.utterances)]
-                with self.bundles.bar("frames", recipe.frames.steps) as bar:
-                    report = training_stages.reporter(bar, curve, "frames")
-                    learn_frames(teacher, model, audio, recipe.frames, checkpoints["frames"], report)
+                training_stages.train_frames(run, teacher, model, checkpoints["frames"])
         if recipe.heal.epochs:
-            with self.bundles.bar("heal", 1) as bar:
-                report = training_stages.reporter(bar, curve, "heal")
-                heal(
-                    model,
-                    self.lessons,
-                    tokens,
-                    recipe.heal,
-                    checkpoints["heal"],
-                    full_window=run.full_window,
-                    report=report,
-                )
+            training_stages.train_words(run, model, self.lessons, recipe.heal, checkpoints["heal"], "heal")
             model = fold(model)
         for checkpoint in checkpoints.values():
             checkpoint.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ Each trains with checkpoints in the work folder, so a killed run goes on, and le
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ def refit_cut(run: Compile, uncut: Whisper, cut: Whisper, factorized: StageResul
 def refit_encoder(run: Compile, uncut: Whisper, cut: Whisper) -> None:
     """Solve the output projections of a cut encoder, in place, on speech of the run that changes as in frames.py."""
     config = run.config
-    audio = [utterance.load(config.seed + i) for i, utterance in enumerate(run.utterances)]
+    audio = run.load_audio()
     draws = (np.random.default_rng((config.seed, REFIT, i)) for i in range(config.refit.batches))
     mels = [crops(audio, config.frames, rng, cut.dims.n_mels) for rng in draws]
     with run.work.bar("refit", len(cut.encoder.layers)) as advance:
@@ -110,11 +111,8 @@ def learn_cut_frames(
     config = run.config
 
     def work(key: str) -> dict[str, Any]:
-        curve: list[dict[str, Any]] = []
         checkpoint = run.work.file(f"frames-{key}.ckpt")
-        audio = [utterance.load(config.seed + i) for i, utterance in enumerate(run.utterances)]
-        with run.work.bar("frames", config.frames.steps) as bar:
-            learn_frames(uncut, cut, audio, config.frames, checkpoint, reporter(bar, curve, "frames"))
+        curve = train_frames(run, uncut, cut, checkpoint)
         run.save(cut, "framed.safetensors")
         checkpoint.unlink(missing_ok=True)
         return {"curve": curve}
@@ -123,6 +121,14 @@ def learn_cut_frames(
         return cut, factorized
     done = run.work.stage("frames", [factorized.key, asdict(config.frames)], work, "framed.safetensors")
     return run.load(cut.widths, "framed.safetensors"), done
+
+
+def train_frames(run: Compile, uncut: Whisper, cut: Whisper, checkpoint: Path) -> list[dict[str, Any]]:
+    """Have a cut encoder learn the uncut one's frames, in place; return the losses. The checkpoint stays."""
+    config, curve = run.config.frames, list[dict[str, Any]]()
+    with run.work.bar("frames", config.steps) as bar:
+        learn_frames(uncut, cut, run.load_audio(), config, checkpoint, reporter(bar, curve, "frames"))
+    return curve
 
 
 def heal_cut(run: Compile, model: Whisper, lessons: list[Lesson], before: StageResult) -> tuple[Whisper, StageResult]:
@@ -156,9 +162,24 @@ def _train(
     embedding: Tensor | None = None,
 ) -> list[dict[str, Any]]:
     """Heal a model end to end, write it folded, and return the losses."""
-    curve: list[dict[str, Any]] = []
-    stage = name.partition("-")[0]
     checkpoint = run.work.file(f"{name}.ckpt")
+    curve = train_words(run, model, lessons, config, checkpoint, name.partition("-")[0], embedding)
+    run.save(fold(model), artefact)
+    checkpoint.unlink(missing_ok=True)
+    return curve
+
+
+def train_words(
+    run: Compile,
+    model: Whisper,
+    lessons: list[Lesson],
+    config: HealConfig,
+    checkpoint: Path,
+    stage: str,
+    embedding: Tensor | None = None,
+) -> list[dict[str, Any]]:
+    """Heal a model end to end, in place, adapters left attached; return the losses. The checkpoint stays."""
+    curve: list[dict[str, Any]] = []
     with run.work.bar(stage, 1) as bar:
         heal(
             model,
@@ -170,8 +191,6 @@ def _train(
             embedding=embedding,
             report=reporter(bar, curve, stage),
         )
-    run.save(fold(model), artefact)
-    checkpoint.unlink(missing_ok=True)
     return curve
 
 

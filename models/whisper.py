@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whisperfold.models.dims import ModelDimensions, Widths
+from whisperfold.models.dims import Widths
+from whisperfold.runtime.manifest import ModelDimensions
 
 KV = tuple[Tensor, Tensor]
 

@@ -17,8 +17,8 @@ _Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
-class Dims:
-    """Model dimensions, Whisper's names."""
+class ModelDimensions:
+    """The sizes of a checkpoint, in openai/whisper's names; encoder and decoder may differ in depth."""
 
     n_mels: int
     n_audio_ctx: int
