@@ -17,10 +17,9 @@ from torch import Tensor
 from whisperfold.compiler.calibrate import Moments, window_of
 from whisperfold.compiler.factorize import cut_attention, cut_ffn
 from whisperfold.compiler.teacher import Lesson, mel_window
-from whisperfold.models.dims import Widths
+from whisperfold.models.dims import ModelDimensions, Widths
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.errors import ConfigError
-from whisperfold.runtime.manifest import ModelDimensions
 
 FRACTIONS = {
     "qk": (0.25, 0.375, 0.5, 0.625, 0.75),

@@ -23,11 +23,11 @@ from tokenizers import Tokenizer
 
 from whisperfold.compiler.blocks import Blocks
 from whisperfold.compiler.teacher import Lesson
+from whisperfold.models.dims import ModelDimensions
 from whisperfold.models.low_rank import from_state
 from whisperfold.models.sources import Checkpoint
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.errors import ConfigError
-from whisperfold.runtime.manifest import ModelDimensions
 
 ALL = "all"
 N_WORDS, N_CAPITALISED, N_BARE = 30_000, 15_000, 1_000

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whisperfold.models.dims import ModelDimensions
 from whisperfold.runtime.errors import SourceError
-from whisperfold.runtime.manifest import ModelDimensions
 
 _CT2_DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 State = dict[str, Tensor]

@@ -1,11 +1,25 @@
-"""The widths of a Whisper model that the compiler cuts; the sizes of the checkpoint are in runtime/manifest.py."""
+"""Sizes of a Whisper model: what the checkpoint fixes (`ModelDimensions`) and what the compiler cuts (`Widths`)."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from whisperfold.runtime.manifest import ModelDimensions
+
+@dataclass(frozen=True)
+class ModelDimensions:
+    """The sizes of a checkpoint, in openai/whisper's names; encoder and decoder may differ in depth."""
+
+    n_mels: int
+    n_audio_ctx: int
+    n_audio_state: int
+    n_audio_head: int
+    n_audio_layer: int
+    n_vocab: int
+    n_text_ctx: int
+    n_text_state: int
+    n_text_head: int
+    n_text_layer: int
 
 
 @dataclass(frozen=True)

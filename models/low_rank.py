@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from whisperfold.models.dims import DecoderWidths, EncoderWidths, Widths
+from whisperfold.models.dims import DecoderWidths, EncoderWidths, ModelDimensions, Widths
 from whisperfold.models.whisper import EncoderLayer, Whisper
-from whisperfold.runtime.manifest import ModelDimensions
 
 MATRICES = {"q": "attn.q", "k": "attn.k", "v": "attn.v", "out": "attn.out", "fc1": "ffn.fc1", "fc2": "ffn.fc2"}
 """The matrices of an encoder layer: field of `LowRankWidths` -> module."""

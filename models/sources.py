@@ -22,9 +22,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from whisperfold.models.convert import State, from_ctranslate2, from_hugging_face, read_ctranslate2
+from whisperfold.models.dims import ModelDimensions
 from whisperfold.models.whisper import sinusoids
 from whisperfold.runtime.errors import SourceError
-from whisperfold.runtime.manifest import ModelDimensions
 
 SHORT_NAMES = ("tiny", "base", "small", "medium", "large", "large-v2", "large-v3", "large-v3-turbo")
 LICENCE = "MIT (OpenAI's Whisper weights)"

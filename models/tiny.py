@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from whisperfold.models.dims import ModelDimensions
 from whisperfold.models.sources import Checkpoint, special_tokens
 from whisperfold.models.whisper import Whisper
-from whisperfold.runtime.manifest import ModelDimensions
 
 DIMS = ModelDimensions(
     n_mels=80,

@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whisperfold.models.dims import Widths
-from whisperfold.runtime.manifest import ModelDimensions
+from whisperfold.models.dims import ModelDimensions, Widths
 
 KV = tuple[Tensor, Tensor]
 

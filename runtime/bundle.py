@@ -25,7 +25,7 @@ from typing import Any
 
 from whisperfold.runtime.errors import BundleError
 from whisperfold.runtime.files import exchange, sync_dir
-from whisperfold.runtime.manifest import FORMAT, MANIFEST, ModelDimensions, Tokens, Window, read_manifest, section
+from whisperfold.runtime.manifest import FORMAT, MANIFEST, Dims, Tokens, Window, read_manifest, section
 from whisperfold.runtime.packaged import locate_bundle, packaged_bundles
 
 GRAPHS = ("encoder.onnx", "decoder.onnx")
@@ -38,13 +38,13 @@ class Bundle:
 
     path: Path
     manifest: dict[str, Any]
-    dims: ModelDimensions = field(init=False)
+    dims: Dims = field(init=False)
     tokens: Tokens = field(init=False)
     window: Window = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
-        for name, kind in (("dims", ModelDimensions), ("tokens", Tokens), ("window", Window)):
+        for name, kind in (("dims", Dims), ("tokens", Tokens), ("window", Window)):
             object.__setattr__(self, name, section(self.path, self.manifest, name, kind))
 
     @classmethod

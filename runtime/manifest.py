@@ -17,8 +17,8 @@ _Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
-class ModelDimensions:
-    """The sizes of a checkpoint, in openai/whisper's names; encoder and decoder may differ in depth."""
+class Dims:
+    """Model dimensions, Whisper's names."""
 
     n_mels: int
     n_audio_ctx: int

@@ -139,9 +139,8 @@ def random_bundle(path: Path, shape: dict[str, int], share: int, precision: str)
     import torch
 
     from whisperfold.compiler.bundling import build_graphs
-    from whisperfold.models.dims import Widths
+    from whisperfold.models.dims import ModelDimensions, Widths
     from whisperfold.models.whisper import Whisper
-    from whisperfold.runtime.manifest import ModelDimensions
 
     packaged = Bundle.open(DEFAULT_BUNDLE, check=False)
     state, head, layer = shape["state"], shape["head"], shape["layer"]

@@ -19,11 +19,10 @@ from whisperfold.compiler.adapt_graph import EMBEDDING, GRAPH_NAME, add_adapt_gr
 from whisperfold.compiler.blocks import Blocks, quantize_blocks, stored_rows
 from whisperfold.compiler.bundling import build_graphs
 from whisperfold.compiler.projections import matrix_parts
-from whisperfold.models.dims import DecoderWidths, EncoderWidths, Widths
+from whisperfold.models.dims import DecoderWidths, EncoderWidths, ModelDimensions, Widths
 from whisperfold.models.sources import Checkpoint
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.bundle import GRAPHS, Bundle, write_bundle
-from whisperfold.runtime.manifest import ModelDimensions
 
 SCALING = 2.0
 Feed = dict[str, np.ndarray]

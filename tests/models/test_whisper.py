@@ -8,10 +8,9 @@ import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from whisperfold.models.convert import from_hugging_face
-from whisperfold.models.dims import Widths
+from whisperfold.models.dims import ModelDimensions, Widths
 from whisperfold.models.tiny import DIMS
 from whisperfold.models.whisper import Whisper
-from whisperfold.runtime.manifest import ModelDimensions
 
 
 @pytest.fixture(scope="module")
