@@ -71,7 +71,7 @@ class CompileConfig:
     refit: RefitConfig = field(default_factory=RefitConfig)
     """The cut encoder's output projections are solved on its own inputs."""
     frames: FramesConfig = field(default_factory=FramesConfig)
-    """The cut encoder learns the uncut one's frames."""
+    """The cut encoder learns the uncut one's frames and words."""
     heal: HealConfig = field(default_factory=lambda: HealConfig(epochs=1.0, learning_rate=2e-4))
     """The cut model, end to end."""
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
@@ -95,7 +95,7 @@ class CompileConfig:
             ("window_heal.epochs", self.window_heal.epochs, 0, 1000),
             ("window_heal.rank", self.window_heal.rank, 1, 512),
             ("refit.batches", self.refit.batches, 0, 10**4),
-            ("frames.steps", self.frames.steps, 0, 10**6),
+            ("frames.epochs", self.frames.epochs, 0, 1000),
             ("heal.epochs", self.heal.epochs, 0, 1000),
             ("heal.rank", self.heal.rank, 1, 512),
             ("threads", self.threads, 1, 256),
@@ -133,7 +133,7 @@ def load_config(path: Path | None, **flags: Any) -> CompileConfig:
     if heal_epochs == 0:
         data["student"] = data.get("student", {}) | {"epochs": 0}
         data["refit"] = data.get("refit", {}) | {"batches": 0}
-        data["frames"] = data.get("frames", {}) | {"steps": 0}
+        data["frames"] = data.get("frames", {}) | {"epochs": 0}
         data["heal"] = data.get("heal", {}) | {"epochs": 0}
     return build_config(CompileConfig(), data, str(path or "flags"))
 

@@ -1,89 +1,116 @@
-"""A cut encoder learns what the uncut one computes, frame by frame, on speech that never sounds the same twice.
+"""A cut encoder learns what the uncut one hears, on lessons that never sound the same twice.
 
-    audio -> crop, speed, gain, noise, silence -> mel -> uncut and cut encoder, both at that window
-    loss = distance of the output + LAYER_WEIGHT * mean distance of the layers
+    lesson -> speed, gain, noise -> mel -> uncut and cut encoder, both at that window, and the decoder after each
+    loss = distance of the output + LAYER_WEIGHT * mean distance of the layers + word_weight * KL(uncut || cut)
     distance = |cut - uncut|^2 / |uncut - mean|^2
 
-The uncut one is the original after it was healed for short windows, so no 30 s have to be computed and no transcript is
-needed: every step may change the audio. The factors and norms themselves are trained, not adapters of them. Words alone
-overfit here: hundreds of numbers a frame teach more than a token now and then.
+The uncut one is the original after it was healed for short windows: it listens to the changed audio itself, so no 30 s
+have to be computed. The factors and norms themselves are trained, not adapters of them. Words alone overfit here, as
+hundreds of numbers a frame teach more than a token now and then; frames alone treat all of a frame alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from whisperfold.compiler.calibrate import short_window
-from whisperfold.compiler.teacher import mel_window
-from whisperfold.compiler.training import resume, save_checkpoint, schedule, update
-from whisperfold.compiler.utterances import non_speech
+from whisperfold.compiler.basis_adam import BasisAdam
+from whisperfold.compiler.input_moments import measure_inputs
+from whisperfold.compiler.lesson_training import LessonTraining, Progress, train_on_lessons
+from whisperfold.compiler.losses import TIMED_SHARE, Batch, make_batch, mean_kl
+from whisperfold.compiler.teacher import Lesson
 from whisperfold.models.whisper import Encoder, Whisper
-from whisperfold.runtime.audio import SAMPLE_RATE
 from whisperfold.runtime.augment import Augmentation, augment
 
 LAYER_WEIGHT = 0.5
 """Of the layers' mean distance beside the output's."""
-CROP_S = (1.5, 12.0)
-"""Lengths of the crops; all crops of a step are equally long."""
-TAIL_S = (0.0, 1.2)
-NON_SPEECH_SHARE = 0.05
+TAIL_S = (0.2, 1.2)
+"""Silence after the speech, seconds."""
+BASIS_LESSONS = 40
+"""Lessons from which the inputs of every matrix are known (basis_adam.py)."""
 
 
 @dataclass(frozen=True)
-class FramesConfig:
+class FramesConfig(LessonTraining):
     """How long and how hard the frames are learned."""
 
-    steps: int = 1500
-    batch_s: float = 48.0
-    """Audio per step, seconds."""
-    learning_rate: float = 1.5e-4
-    """Peak; 3e-4 undoes what refit.py solved, in the first steps."""
+    epochs: float = 2.0
+    batch_s: float = 24.0
+    learning_rate: float = 3e-5
+    """Peak; 1e-4 undoes what refit.py solved, in the first steps."""
+    word_weight: float = 1.0
+    """Weight of the words' KL beside the frames' distance."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    seed: int = 0
 
 
 def learn_frames(
     uncut: Whisper,
     cut: Whisper,
-    audio: Sequence[np.ndarray],
+    lessons: list[Lesson],
+    tokens: dict[str, Any],
     config: FramesConfig,
     checkpoint: Path,
-    report: Callable[[dict[str, float]], None] = lambda facts: None,
+    *,
+    full_window: bool = False,
+    report: Progress = lambda facts: None,
 ) -> None:
     """Train the encoder layers of cut, in place.
 
     Args:
-        uncut: healed for short windows; unchanged.
+        uncut: healed for the window; unchanged.
         cut: the same model with narrower encoder layers.
-        audio: float32 (n,), mono, 16 kHz, each.
-        config: steps, rate, augmentation.
+        lessons: speech, and the words at which the two are compared.
+        tokens: the checkpoint's special tokens.
+        config: epochs, rate, augmentation.
         checkpoint: file to save to and to resume from.
-        report: called after each step with step, steps, loss_output, loss_layers.
+        full_window: learn at 30 s instead of short windows.
+        report: called after each step with step, steps, loss_output, loss_layers, loss_kl and, now and then,
+            loss_silence.
     """
-    trainable = [p for layer in (*cut.encoder.layers, cut.encoder.ln) for p in layer.parameters()]
+    trainable = [p for part in (*cut.encoder.layers, cut.encoder.ln) for p in part.parameters()]
     cut.requires_grad_(False)
     for parameter in trainable:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=0.0)
-    for step in range(resume(checkpoint, trainable, optimizer), config.steps):
-        mel = crops(audio, config, np.random.default_rng((config.seed, step)), cut.dims.n_mels)
+    optimizer = BasisAdam(trainable, dict(_second_moments(cut, lessons, full_window)), config.learning_rate)
+
+    def losses(batch: list[Lesson], rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Distance of the frames and KL of the words, on one changed batch."""
+        heard = _change(batch, config.augmentation, rng, cut.dims.n_mels, tokens["eot"], full_window)
         with torch.no_grad():
-            expected = hidden_states(uncut.encoder, mel)
-        found = hidden_states(cut.encoder, mel)
+            expected = hidden_states(uncut.encoder, heard.mel)
+            said = _words(uncut, expected[-1], heard)
+        found = hidden_states(cut.encoder, heard.mel)
         distances = [_distance(*pair) for pair in zip(found, expected, strict=True)]
-        layers = torch.stack(distances[:-1]).mean()
-        rate = config.learning_rate * schedule(step, config.steps)
-        update(distances[-1] + LAYER_WEIGHT * layers, trainable, optimizer, rate)
-        facts = {"loss_output": float(distances[-1].detach()), "loss_layers": float(layers.detach())}
-        report({"step": step, "steps": config.steps, **facts})
-        save_checkpoint(checkpoint, step + 1, config.steps, trainable, optimizer)
+        layers, kl = torch.stack(distances[:-1]).mean(), mean_kl(said, _words(cut, found[-1], heard))
+        loss = distances[-1] + LAYER_WEIGHT * layers + config.word_weight * kl
+        return loss, {"loss_output": distances[-1], "loss_layers": layers, "loss_kl": kl}
+
+    train_on_lessons(cut, optimizer, losses, lessons, tokens, config, checkpoint, full_window, report)
     cut.requires_grad_(False)
+
+
+def _second_moments(
+    cut: Whisper, lessons: list[Lesson], full_window: bool
+) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
+    """Yield every matrix of the encoder's layers with the second moment of its inputs."""
+    chosen = lessons[:: max(1, len(lessons) // BASIS_LESSONS)][:BASIS_LESSONS]
+    for name, moment in measure_inputs(cut, chosen, "full" if full_window else "short", TAIL_S[0]).items():
+        yield cut.get_parameter(f"{name}.weight"), moment[:-1, :-1]
+
+
+def _change(
+    lessons: list[Lesson], changes: Augmentation, rng: np.random.Generator, n_mels: int, eot: int, full: bool
+) -> Batch:
+    """Return a batch of lessons that sound otherwise; some have their words between timestamps."""
+    audio = [augment(lesson.samples, changes, rng) for lesson in lessons]
+    sequences = [lesson.sequences[rng.random() < TIMED_SHARE][0] for lesson in lessons]
+    return make_batch(audio, sequences, n_mels, eot, rng.uniform(*TAIL_S), full)
 
 
 def hidden_states(encoder: Encoder, mel: Tensor) -> list[Tensor]:
@@ -96,20 +123,13 @@ def hidden_states(encoder: Encoder, mel: Tensor) -> list[Tensor]:
     return [*states, encoder.ln(x)]
 
 
+def _words(model: Whisper, encoded: Tensor, batch: Batch) -> Tensor:
+    """Return the log-probabilities (n, n_vocab) after every real token of a batch."""
+    hidden, _ = model.decoder(batch.tokens, model.decoder.cross_kv(encoded))
+    return model.decoder.logits(hidden[batch.real]).log_softmax(-1)
+
+
 def _distance(found: Tensor, expected: Tensor) -> Tensor:
     """Squared distance relative to the spread of what is expected; 1 is as bad as the mean frame."""
     spread = (expected - expected.mean((0, 1))).square().sum()
     return (found - expected).square().sum() / spread
-
-
-def crops(audio: Sequence[np.ndarray], config: FramesConfig, rng: np.random.Generator, n_mels: int) -> Tensor:
-    """Draw crops of one length and return their mels (batch, n_mels, frames)."""
-    crop_s = rng.uniform(*CROP_S)
-    n_samples = short_window(crop_s, rng.uniform(*TAIL_S))
-    n_crop = round(crop_s * SAMPLE_RATE)
-    clips = []
-    for _ in range(max(1, round(config.batch_s / crop_s))):
-        samples = non_speech(rng) if rng.random() < NON_SPEECH_SHARE else audio[int(rng.integers(len(audio)))]
-        begin = int(rng.integers(max(1, samples.size - n_crop)))
-        clips.append(augment(samples[begin : begin + n_crop], config.augmentation, rng)[:n_samples])
-    return torch.stack([mel_window(samples, n_samples, n_mels) for samples in clips])

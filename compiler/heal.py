@@ -74,11 +74,12 @@ def heal(
     """
     torch.manual_seed(config.seed)
     trainable = attach_adapters(model, config.rank, config.adapter)
+    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=0.0)
 
     def losses(batch: list[Lesson], rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """KL of the words and distance of the frames."""
         kl, frames = distillation(model, batch, rng, tokens["eot"], TAIL_S, full_window, embedding)
         return kl + config.frame_weight * frames, {"loss_kl": kl, "loss_hidden": frames}
 
-    train_on_lessons(model, trainable, losses, lessons, tokens, config, checkpoint, full_window, report)
+    train_on_lessons(model, optimizer, losses, lessons, tokens, config, checkpoint, full_window, report)
     return model.eval()

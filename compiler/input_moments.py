@@ -1,4 +1,4 @@
-"""Speech -> second moments of the inputs of every encoder matrix, for methods that factor each on its own.
+"""Speech -> second moments of the inputs of every matrix of the encoder's layers.
 
 "encoder.layers.0.attn.q" (n_in + 1, n_in + 1) = E[x~ x~^T], x~ = [x, 1]: the last column is the mean
 """
@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from whisperfold.compiler.calibrate import Moments, window_of
 from whisperfold.compiler.teacher import Lesson, mel_window
-from whisperfold.models.low_rank import MATRICES
 from whisperfold.models.whisper import Whisper
 
 
@@ -24,12 +22,10 @@ def measure_inputs(
     """Return the mean second moments over the lessons, each at its window (calibrate.window_of)."""
     sums: Moments = {}
     hooks = []
-    for i, layer in enumerate(model.encoder.layers):
-        for name in MATRICES.values():
-            linear = cast(nn.Linear, layer.get_submodule(name))
-            key = f"encoder.layers.{i}.{name}"
-            sums[key] = torch.zeros(linear.in_features + 1, linear.in_features + 1, dtype=torch.float64)
-            hooks.append(linear.register_forward_pre_hook(_adder(sums[key])))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.startswith("encoder.layers."):
+            sums[name] = torch.zeros(module.in_features + 1, module.in_features + 1, dtype=torch.float64)
+            hooks.append(module.register_forward_pre_hook(_adder(sums[name])))
     try:
         for lesson in lessons:
             model.encoder(mel_window(lesson.samples, window_of(lesson, kind, tail_s), model.dims.n_mels)[None])

@@ -1,4 +1,4 @@
-"""Training on lessons, as heal.py and student.py do it: batches of similar length, silence now and then, checkpoints.
+"""Training on lessons, for frames.py, heal.py, student.py: batches of one length, silence now and then, checkpoints.
 
 Every random choice of a step comes from (seed, step), so a run resumed from its checkpoint is the run it was.
 """
@@ -60,7 +60,7 @@ def batches(lessons: list[Lesson], batch_s: float, seed: int) -> Iterator[list[i
 
 def train_on_lessons(
     model: Whisper,
-    trainable: list[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
     losses: Losses,
     lessons: list[Lesson],
     tokens: dict[str, Any],
@@ -73,7 +73,7 @@ def train_on_lessons(
 
     Args:
         model: that hears silence beside the losses.
-        trainable: its parameters that change.
+        optimizer: of its parameters that change.
         losses: of a batch.
         lessons: what the original said.
         tokens: the checkpoint's special tokens.
@@ -82,7 +82,7 @@ def train_on_lessons(
         full_window: train at 30 s instead of short windows.
         report: called after each step with step, steps, the losses' parts and, now and then, loss_silence.
     """
-    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=0.0)
+    trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     per_epoch = len(list(batches(lessons, config.batch_s, config.seed)))
     total = round(config.epochs * per_epoch)
     epoch, plan = -1, []

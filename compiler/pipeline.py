@@ -9,7 +9,7 @@ Each stage leaves its artefact in the work folder; one whose inputs are unchange
     measure    the KL of each candidate cut (where a budget or max_wer asks for any) measure.json
     factorize  budget -> widths -> cut model                                         cut.safetensors
     refit      the cut encoder's output projections, in closed form                  refitted.safetensors
-    frames     the cut encoder learns the uncut one's frames                         framed.safetensors
+    frames     the cut encoder learns the uncut one's frames and words               framed.safetensors
     heal       end to end with LoRA, folded                                          healed.safetensors
     adapt      one speaker's recordings with replay, folded (only with --speaker)    adapted.safetensors
     export     vocabulary, graphs (checked), outliers smoothed, 8 bits, report       the bundle
@@ -80,7 +80,7 @@ def compile_bundle(
         refitted, refitting = refit_cut(run, windowed, healed, healing)
         if refitting is not healing:
             bundling.measure_stage(run.stages, "refitted", refitted, run, precision="fp32")
-        framed, framing = learn_cut_frames(run, windowed, refitted, refitting)
+        framed, framing = learn_cut_frames(run, windowed, refitted, lessons, refitting)
         if framing is not refitting:
             bundling.measure_stage(run.stages, "frames learned", framed, run, precision="fp32")
         healed, healing = heal_cut(run, framed, lessons, framing)

@@ -4,23 +4,34 @@
 
 The closed-form cuts (factorize.py) take every layer's inputs to be the uncut model's. Here a projection sees the inputs
 that the cut layers before it really give, and is asked for what the uncut stream has at the same place: so it mends
-their errors too, as far as a linear map can. No gradients, no rate: one pass over some speech, which changes as
-frames.py has it. Weights are drawn to what they were by a ridge.
+their errors too, as far as a linear map can. No gradients, no rate: one pass over random crops of some speech, at
+another speed and level and in some noise. Weights are drawn to what they were by a ridge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from whisperfold.compiler.calibrate import short_window
+from whisperfold.compiler.teacher import mel_window
+from whisperfold.compiler.utterances import non_speech
 from whisperfold.models.low_rank import LowRankLinear
 from whisperfold.models.whisper import EncoderLayer, Whisper
+from whisperfold.runtime.audio import SAMPLE_RATE
+from whisperfold.runtime.augment import Augmentation, augment
+
+CROP_S = (1.5, 12.0)
+"""Lengths of the crops; all crops of a batch are equally long."""
+TAIL_S = (0.0, 1.2)
+NON_SPEECH_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -28,9 +39,25 @@ class RefitConfig:
     """How much speech the projections are solved on."""
 
     batches: int = 40
-    """Batches as frames.py draws them; 0 leaves the weights as they were cut."""
+    """0 leaves the weights as they were cut."""
+    batch_s: float = 48.0
+    """Audio per batch, seconds."""
     ridge: float = 1e-4
     """Pull to the weights before, relative to the mean square of a feature."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+def crops(audio: Sequence[np.ndarray], config: RefitConfig, rng: np.random.Generator, n_mels: int) -> Tensor:
+    """Draw crops of one length from float32 (n,) clips at 16 kHz and return their mels (batch, n_mels, frames)."""
+    crop_s = rng.uniform(*CROP_S)
+    n_samples = short_window(crop_s, rng.uniform(*TAIL_S))
+    n_crop = round(crop_s * SAMPLE_RATE)
+    clips = []
+    for _ in range(max(1, round(config.batch_s / crop_s))):
+        samples = non_speech(rng) if rng.random() < NON_SPEECH_SHARE else audio[int(rng.integers(len(audio)))]
+        begin = int(rng.integers(max(1, samples.size - n_crop)))
+        clips.append(augment(samples[begin : begin + n_crop], config.augmentation, rng)[:n_samples])
+    return torch.stack([mel_window(samples, n_samples, n_mels) for samples in clips])
 
 
 @torch.no_grad()

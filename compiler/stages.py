@@ -17,6 +17,7 @@ from whisperfold.compiler import bundling
 from whisperfold.compiler.adapt_graph import EMBEDDING
 from whisperfold.compiler.blocks import Blocks, quantize_blocks, second_moment
 from whisperfold.compiler.budget import (
+    FRACTIONS,
     Cut,
     Probe,
     candidates,
@@ -193,7 +194,7 @@ def measure_cuts(run: Compile, uncut: Whisper, lessons: list[Lesson], calibrated
         with run.work.bar("measure", len(candidates(uncut.widths, sides))) as advance:
             return {"cuts": [asdict(c) for c in measure_sensitivity(uncut, moments, probe, sides, advance)]}
 
-    done = run.work.stage("measure", [calibrated.key, sides, config.probe_utterances], work)
+    done = run.work.stage("measure", [calibrated.key, sides, config.probe_utterances, FRACTIONS], work)
     return [Cut(**cut) for cut in done.facts["cuts"]]
 
 

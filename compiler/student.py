@@ -106,13 +106,14 @@ def teach_student(
     trainable = [p for name, p in student.decoder.named_parameters() if not name.startswith("token_embedding")]
     for parameter in trainable:
         parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=0.0)
 
     def losses(batch: list[Lesson], rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """KL from the original and cross-entropy of its words."""
         kl, words = _losses(student, batch, rng, tokens, full_window)
         return config.kl_weight * kl + words, {"loss_kl": kl, "loss_words": words}
 
-    train_on_lessons(student, trainable, losses, lessons, tokens, config, checkpoint, full_window, report)
+    train_on_lessons(student, optimizer, losses, lessons, tokens, config, checkpoint, full_window, report)
     student.requires_grad_(False)
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from whisperfold.compiler import stages, training_stages
 from whisperfold.compiler.baselines import METHODS, Material, encoder_parameters, kept_layers, teacher_of
-from whisperfold.compiler.budget import parse_budget
+from whisperfold.compiler.budget import FRACTIONS, parse_budget
 from whisperfold.compiler.bundling import build_graphs, measure, write_model
 from whisperfold.compiler.calibrate import load_moments, save_moments
 from whisperfold.compiler.fold import fold
@@ -157,7 +157,7 @@ class Study:
         recipe = self.run.config
         healing = self._healing if cell.healed else None
         inputs = [self.calibrated.key, asdict(cell), recipe.precision, recipe.tail_s, healing, recipe.vocabulary]
-        inputs += [recipe.probe_utterances] if cell.method == "ours" else []
+        inputs += [recipe.probe_utterances, FRACTIONS] if cell.method == "ours" else []
 
         def work(key: str) -> dict[str, Any]:
             if cell.method == REFERENCE:
@@ -185,8 +185,8 @@ class Study:
             teacher = teacher_of(self.uncut, model)
             if recipe.refit.batches:
                 training_stages.refit_encoder(run, teacher, model)
-            if recipe.frames.steps:
-                training_stages.train_frames(run, teacher, model, checkpoints["frames"])
+            if recipe.frames.epochs:
+                training_stages.train_frames(run, teacher, model, self.lessons, checkpoints["frames"])
         if recipe.heal.epochs:
             training_stages.train_words(run, model, self.lessons, recipe.heal, checkpoints["heal"], "heal")
             model = fold(model)

@@ -4,7 +4,7 @@
     budgets = [90, 75, 55]           # % of the encoder layers' parameters
     own_budgets = [85, 80]           # more of them, for the joint twins alone
     methods = ["ours", "lite-asr"]   # of baselines.METHODS
-    frames = { steps = 500 }         # any key of the recipe may be set here too
+    frames = { epochs = 1 }          # any key of the recipe may be set here too
 
 Paths are relative to the file that names them.
 """

@@ -19,18 +19,15 @@ from whisperfold.compiler.adapt import adapt
 from whisperfold.compiler.adapt_graph import EMBEDDING
 from whisperfold.compiler.blocks import FINE_ROWS, fine_rows, stored_rows
 from whisperfold.compiler.fold import fold
-from whisperfold.compiler.frames import crops, learn_frames
+from whisperfold.compiler.frames import learn_frames
 from whisperfold.compiler.heal import HealConfig, heal
 from whisperfold.compiler.manifests import read_items
-from whisperfold.compiler.refit import refit
+from whisperfold.compiler.refit import crops, refit
 from whisperfold.compiler.stages import Compile, audio_key
 from whisperfold.compiler.student import make_student, teach_student
 from whisperfold.compiler.teacher import Lesson
 from whisperfold.compiler.work import StageResult
 from whisperfold.models.whisper import Whisper
-
-REFIT = 1
-"""Beside the seed: batches of the closed form are not those of the steps after it."""
 
 
 def distil_student(
@@ -89,45 +86,54 @@ def refit_cut(run: Compile, uncut: Whisper, cut: Whisper, factorized: StageResul
         run.save(cut, "refitted.safetensors")
         return {}
 
-    inputs = [factorized.key, asdict(config.refit), asdict(config.frames.augmentation), config.frames.batch_s]
-    done = run.work.stage("refit", inputs, work, "refitted.safetensors")
+    done = run.work.stage("refit", [factorized.key, asdict(config.refit)], work, "refitted.safetensors")
     return run.load(cut.widths, "refitted.safetensors"), done
 
 
 def refit_encoder(run: Compile, uncut: Whisper, cut: Whisper) -> None:
-    """Solve the output projections of a cut encoder, in place, on speech of the run that changes as in frames.py."""
-    config = run.config
+    """Solve the output projections of a cut encoder, in place, on crops of the run's speech."""
+    config, seed = run.config.refit, run.config.seed
     audio = run.load_audio()
-    draws = (np.random.default_rng((config.seed, REFIT, i)) for i in range(config.refit.batches))
-    mels = [crops(audio, config.frames, rng, cut.dims.n_mels) for rng in draws]
+    mels = [crops(audio, config, np.random.default_rng((seed, i)), cut.dims.n_mels) for i in range(config.batches)]
     with run.work.bar("refit", len(cut.encoder.layers)) as advance:
-        refit(uncut, cut, mels, config.refit.ridge, advance)
+        refit(uncut, cut, mels, config.ridge, advance)
 
 
 def learn_cut_frames(
-    run: Compile, uncut: Whisper, cut: Whisper, factorized: StageResult
+    run: Compile, uncut: Whisper, cut: Whisper, lessons: list[Lesson], before: StageResult
 ) -> tuple[Whisper, StageResult]:
-    """Have the cut encoder learn the uncut one's frames; nothing where it was not cut."""
+    """Have the cut encoder learn the uncut one's frames and words; nothing where it was not cut."""
     config = run.config
 
     def work(key: str) -> dict[str, Any]:
         checkpoint = run.work.file(f"frames-{key}.ckpt")
-        curve = train_frames(run, uncut, cut, checkpoint)
+        curve = train_frames(run, uncut, cut, lessons, checkpoint)
         run.save(cut, "framed.safetensors")
         checkpoint.unlink(missing_ok=True)
         return {"curve": curve}
 
-    if config.frames.steps == 0 or cut.widths.encoder == uncut.widths.encoder:
-        return cut, factorized
-    done = run.work.stage("frames", [factorized.key, asdict(config.frames)], work, "framed.safetensors")
+    if config.frames.epochs == 0 or cut.widths.encoder == uncut.widths.encoder:
+        return cut, before
+    done = run.work.stage("frames", [before.key, asdict(config.frames), config.window], work, "framed.safetensors")
     return run.load(cut.widths, "framed.safetensors"), done
 
 
-def train_frames(run: Compile, uncut: Whisper, cut: Whisper, checkpoint: Path) -> list[dict[str, Any]]:
-    """Have a cut encoder learn the uncut one's frames, in place; return the losses. The checkpoint stays."""
-    config, curve = run.config.frames, list[dict[str, Any]]()
-    with run.work.bar("frames", config.steps) as bar:
-        learn_frames(uncut, cut, run.load_audio(), config, checkpoint, reporter(bar, curve, "frames"))
+def train_frames(
+    run: Compile, uncut: Whisper, cut: Whisper, lessons: list[Lesson], checkpoint: Path
+) -> list[dict[str, Any]]:
+    """Have a cut encoder learn the uncut one's frames and words, in place; return the losses. The checkpoint stays."""
+    curve: list[dict[str, Any]] = []
+    with run.work.bar("frames", 1) as bar:
+        learn_frames(
+            uncut,
+            cut,
+            lessons,
+            run.checkpoint.tokens,
+            run.config.frames,
+            checkpoint,
+            full_window=run.full_window,
+            report=reporter(bar, curve, "frames"),
+        )
     return curve
 
 

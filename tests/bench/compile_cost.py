@@ -3,9 +3,9 @@
     python tests/bench/compile_cost.py [--only tiny.en,base,small-shaped] [--budget 55%] [--heal]
 
 small-shaped has 12 + 12 layers of width 768 and random weights: nothing to learn, everything to compute. Speech is the
-few minutes that ship in the package, eight utterances of them taught, as many batches for the refit. Without --heal
-nothing is trained; steps of healing are counted in `whisperfold compile`'s own output. Each model is compiled in a
-process of its own, whose peak is reset before every stage. Writes results/compile_cost.json.
+few minutes that ship in the package, eight utterances of them taught, as many batches for the refit. With --heal the
+stages that train take the few steps which so little speech gives, else none. Each model is compiled in a process of its
+own, whose peak is reset before every stage. Writes results/compile_cost.json.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def compile_one(name: str, budget: str, heal: bool) -> list[dict[str, Any]]:
         def stage(self, name: str, *args: Any, **options: Any) -> Any:
             Path("/proc/self/clear_refs").write_text("5")
             done = super().stage(name, *args, **options)
-            stages.append({"stage": name, "seconds": done.seconds, "peak_rss_bytes": peak_bytes()})
+            steps = next((row["steps"] for row in done.facts.get("curve", [])), None)
+            stages.append({"stage": name, "seconds": done.seconds, "steps": steps, "peak_rss_bytes": peak_bytes()})
             return done
 
     def load(source: str, **options: Any) -> Checkpoint:
@@ -82,7 +83,7 @@ def compile_one(name: str, budget: str, heal: bool) -> list[dict[str, Any]]:
         pipeline.load_source = load
         torch.manual_seed(0)
         pipeline.compile_bundle(config, scratch / "bundle", scratch / "work", Console(stderr=True))
-        stages.append({"stage": "all, with export", "seconds": None, "peak_rss_bytes": peak_bytes()})
+        stages.append({"stage": "all, with export", "seconds": None, "steps": None, "peak_rss_bytes": peak_bytes()})
     return stages
 
 
@@ -108,10 +109,10 @@ def main() -> None:
         command += ["--heal"] if options.heal else []
         output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
         rows += [{"model": name, **stage} for stage in json.loads(output.splitlines()[-1])]
-    print("| model | stage | seconds | peak RSS, MB |\n|---|---|---:|---:|")
+    print("| model | stage | seconds | steps | peak RSS, MB |\n|---|---|---:|---:|---:|")
     for row in rows:
-        seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
-        print(f"| {row['model']} | {row['stage']} | {seconds} | {row['peak_rss_bytes'] / 1e6:.0f} |")
+        seconds, steps = ("" if row[key] is None else f"{row[key]:g}" for key in ("seconds", "steps"))
+        print(f"| {row['model']} | {row['stage']} | {seconds} | {steps} | {row['peak_rss_bytes'] / 1e6:.0f} |")
     save_result("compile_cost", {"machine": describe_machine(), "budget": options.budget, "rows": rows}, RESULTS)
 
 

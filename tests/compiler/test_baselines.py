@@ -43,7 +43,8 @@ def test_budget_is_met_and_graphs_are_the_model(
     before = {name: tensor.clone() for name, tensor in material.model.state_dict().items()}
     cut = METHODS[method](material, share)
     kept = encoder_parameters(cut) / material.parameters
-    assert kept <= share and (kept > share - 0.05 or method == "layer-drop")
+    notch = 0.083  # of the encoder: one candidate more of one layer's neurons
+    assert kept <= share and (kept > share - notch or method == "layer-drop")
     graphs = build_graphs(cut, HEADS, "fp32")
     check(compare(cut, graphs.files, lessons[:1], "short", 0.5))
     stored = 4 * sum(p.numel() for name, p in cut.named_parameters() if name.startswith("encoder.layers"))
@@ -116,9 +117,8 @@ def test_every_kind_heals(
 ) -> None:
     cut, losses = METHODS[method](material, 0.55), list[dict[str, float]]()
     names = set(cut.state_dict())
-    audio = [lesson.samples for lesson in lessons]
-    teacher = teacher_of(material.model, cut)
-    learn_frames(teacher, cut, audio, FramesConfig(steps=10, batch_s=12.0), tmp_path / "frames.ckpt", losses.append)
+    teacher, once = teacher_of(material.model, cut), FramesConfig(epochs=1, batch_s=12.0, learning_rate=1e-3)
+    learn_frames(teacher, cut, lessons, tiny.tokens, once, tmp_path / "frames.ckpt", report=losses.append)
     assert losses[-1]["loss_layers"] < 0.9 * losses[0]["loss_layers"]
     config = HealConfig(epochs=1, batch_s=40, rank=2)
     healed = fold(heal(cut, lessons[:4], tiny.tokens, config, tmp_path / "heal.ckpt"))

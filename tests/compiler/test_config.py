@@ -20,7 +20,7 @@ def test_flags_go_before_the_file(tmp_path: Path) -> None:
     assert (config.window_heal.epochs, config.window_heal.rank, config.window_heal.batch_s) == (1.5, 8, 64.0)
     assert (config.heal.epochs, config.heal.rank, config.heal.learning_rate) == (1.0, 4, 2e-4)
     unhealed = load_config(file, heal_epochs=0)
-    assert (unhealed.window_heal.epochs, unhealed.frames.steps, unhealed.heal.epochs) == (0, 0, 0)
+    assert (unhealed.window_heal.epochs, unhealed.frames.epochs, unhealed.heal.epochs) == (0, 0, 0)
     assert (config.refit.batches, unhealed.refit.batches) == (40, 0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from killed_run import Report, check_a_killed_run_goes_on
@@ -14,9 +15,10 @@ from whisperfold.compiler.calibrate import Moments
 from whisperfold.compiler.factorize import cut_model
 from whisperfold.compiler.frames import FramesConfig, hidden_states, learn_frames
 from whisperfold.compiler.teacher import Lesson, mel_window
+from whisperfold.models.sources import Checkpoint
 from whisperfold.models.whisper import Whisper
 
-CONFIG = FramesConfig(steps=12, batch_s=16.0, learning_rate=2e-3)
+CONFIG = FramesConfig(epochs=2, batch_s=16.0, learning_rate=1e-3)
 
 
 @pytest.fixture
@@ -38,25 +40,32 @@ def distance(uncut: Whisper, cut: Whisper, lesson: Lesson) -> float:
     return float(((found - expected).norm() / (expected - expected.mean(1, keepdim=True)).norm()).detach())
 
 
-def test_the_frames_come_nearer(tiny_model: Whisper, cut: Whisper, lessons: list[Lesson], tmp_path: Path) -> None:
+def test_the_frames_come_nearer(
+    tiny_model: Whisper, cut: Whisper, lessons: list[Lesson], tiny: Checkpoint, tmp_path: Path
+) -> None:
     before = distance(tiny_model, cut, lessons[-1])
     decoder = {name: tensor.clone() for name, tensor in cut.decoder.state_dict().items()}
     seen: list[dict[str, float]] = []
-    audio = [lesson.samples for lesson in lessons[:-1]]
-    config = dataclasses.replace(CONFIG, steps=40, learning_rate=5e-3)
-    learn_frames(tiny_model, cut, audio, config, tmp_path / "frames.ckpt", seen.append)
+    config = dataclasses.replace(CONFIG, epochs=5)
+    learn_frames(tiny_model, cut, lessons[:-1], tiny.tokens, config, tmp_path / "frames.ckpt", report=seen.append)
     assert distance(tiny_model, cut, lessons[-1]) < 0.8 * before
-    assert len(seen) == 40 and {"step", "steps", "loss_output", "loss_layers"} == set(seen[0])
+    assert {"step", "steps", "loss_output", "loss_layers", "loss_kl", "loss_silence"} == set(seen[0])
+    assert np.mean([facts["loss_kl"] for facts in seen[-5:]]) < 0.8 * np.mean([facts["loss_kl"] for facts in seen[:5]])
     assert all(torch.equal(cut.decoder.state_dict()[name], tensor) for name, tensor in decoder.items())
     assert not any(parameter.requires_grad for parameter in cut.parameters())
 
 
 def test_a_killed_run_ends_where_a_whole_one_does(
-    tiny_model: Whisper, cut: Whisper, lessons: list[Lesson], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Whisper,
+    cut: Whisper,
+    lessons: list[Lesson],
+    tiny: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def train(checkpoint: Path, report: Report) -> dict[str, torch.Tensor]:
         model = Whisper.from_state(cut.dims, cut.state_dict(), cut.widths)
-        learn_frames(tiny_model, model, [lesson.samples for lesson in lessons[:3]], CONFIG, checkpoint, report)
+        learn_frames(tiny_model, model, lessons[:6], tiny.tokens, CONFIG, checkpoint, report=report)
         return model.state_dict()
 
     check_a_killed_run_goes_on(train, tmp_path, monkeypatch, save_every=4, stop_at=6)

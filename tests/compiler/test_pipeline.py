@@ -30,7 +30,7 @@ CONFIG = CompileConfig(
     probe_utterances=1,
     join_s=(2.0, 4.0),
     window_heal=HealConfig(epochs=1, batch_s=30, rank=2),
-    frames=FramesConfig(steps=2, batch_s=10),
+    frames=FramesConfig(epochs=1, batch_s=10),
     heal=HealConfig(epochs=1, batch_s=30, rank=2),
 )
 
@@ -96,7 +96,7 @@ def test_full_rank_without_healing_is_the_original(compile_tiny: Any, tiny: Chec
 
 def test_both_budgets_at_once(compile_tiny: Any) -> None:
     """The encoder pays its share, the decoder what the size asks for beside it."""
-    unhealed = {"window_heal": HealConfig(epochs=0), "frames": FramesConfig(steps=0), "heal": HealConfig(epochs=0)}
+    unhealed = {"window_heal": HealConfig(epochs=0), "frames": FramesConfig(epochs=0), "heal": HealConfig(epochs=0)}
     alone, _ = compile_tiny(budget="70%", **unhealed)
     size_mb = alone.size_bytes / 1e6
     both, _ = compile_tiny(budget=f"70%, {size_mb + 0.07:.3f}MB", **unhealed)
@@ -128,7 +128,7 @@ def test_as_much_is_cut_as_the_wer_allows(
         return bundling.Stage(label, bundle.size_bytes, {Path(sets[0]).stem: 10 + 25 * (1 - share(bundle))}, 1.0)
 
     monkeypatch.setattr(bundling, "measure", measure)
-    unhealed = {"window_heal": HealConfig(epochs=0), "frames": FramesConfig(steps=0), "heal": HealConfig(epochs=0)}
+    unhealed = {"window_heal": HealConfig(epochs=0), "frames": FramesConfig(epochs=0), "heal": HealConfig(epochs=0)}
     verify = (str(tmp_path / "speech.jsonl"),)
     bundle, printed = compile_tiny(budget="100%", max_wer=max_wer, verify=verify, **unhealed)
     assert "before healing" in printed
@@ -139,7 +139,7 @@ def test_english_bundle_transcribes_and_can_be_adapted(
     compile_tiny: Any, tiny: Checkpoint, jfk: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vocabulary, "N_WORDS", 3000)
-    unhealed = {"window_heal": HealConfig(epochs=0), "frames": FramesConfig(steps=0), "heal": HealConfig(epochs=0)}
+    unhealed = {"window_heal": HealConfig(epochs=0), "frames": FramesConfig(epochs=0), "heal": HealConfig(epochs=0)}
     bundle, _ = compile_tiny(budget="100%", vocabulary="en", **unhealed)
     assert tiny.dims.n_vocab - bundle.dims.n_vocab == tiny.tokens["eot"] - bundle.tokens.eot > 10_000
     transcriber = Transcriber.open(bundle.path)

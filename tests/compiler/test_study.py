@@ -34,7 +34,7 @@ from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.errors import CompileError, ConfigError
 
 HEAL = HealConfig(epochs=1, batch_s=30, rank=2)
-FRAMES = FramesConfig(steps=2, batch_s=8.0)
+FRAMES = FramesConfig(epochs=0.5, batch_s=8.0)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_a_recipe_without_steps_heals_by_the_refit_alone(
     recipe = dataclasses.replace(
         settings.recipe,
         refit=RefitConfig(batches=2),
-        frames=dataclasses.replace(FRAMES, steps=0),
+        frames=dataclasses.replace(FRAMES, epochs=0),
         heal=dataclasses.replace(HEAL, epochs=0),
     )
     console = Console(file=io.StringIO())
@@ -153,7 +153,7 @@ def test_table_says_what_was_not_run(tmp_path: Path) -> None:
     assert "| 55 % | SVD of each matrix, even | 55.0 | 180.00 → not run | 22.0 | 0.55 | 150 |" in lines
     assert sum("not run → not run" in line for line in lines) == 3
     (conditions,) = (line for line in lines if line.startswith("4 of 11 cells. int8, short window, 2 threads"))
-    assert "Frames: steps 2, batch_s 8.0" in conditions and conditions.endswith("Heal: none.")
+    assert "Frames: epochs 0.5, batch_s 8.0" in conditions and conditions.endswith("Heal: none.")
 
 
 def test_the_table_says_how_far_and_where_another_method_is_better(tmp_path: Path) -> None:
