@@ -84,6 +84,7 @@ def transcribe(
 ) -> None:
     """Transcribe audio files (anything libsndfile reads, any rate, any number of channels)."""
     from whisperfold.runtime import formats, progress
+    from whisperfold.runtime.outputs import open_output, output_paths
     from whisperfold.runtime.speaker import open_transcriber
 
     formats.check_format(output_format)
@@ -92,7 +93,7 @@ def transcribe(
             f"--format {output_format} holds one recording, {len(files)} were given; add --output-dir DIR, "
             "or use --format jsonl"
         )
-    outputs = formats.output_paths(files, output_dir, output_format)
+    paths = output_paths(files, output_dir, output_format)
     options = {
         "language": language,
         "task": task,
@@ -106,7 +107,7 @@ def transcribe(
     failed = 0
     for source in files:
         try:
-            with formats.open_output(outputs[source]) as out:
+            with open_output(paths[source]) as out:
                 writer = formats.open_writer(output_format, out, source, timestamps)
                 try:
                     _transcribe_one(transcriber, source, writer, options, progress.is_wanted(output_dir is not None))

@@ -110,36 +110,3 @@ def test_segment_text_beyond_ascii_stays_readable():
 def test_unknown_format_names_the_known_ones():
     with pytest.raises(ConfigError, match="'docx' is unknown; use one of txt, srt, vtt, json, jsonl"):
         formats.open_writer("docx", io.StringIO(), "clip.wav")
-
-
-def test_output_paths(tmp_path):
-    assert formats.output_paths(["a.wav", "-"], None, "txt") == {"a.wav": None, "-": None}
-    paths = formats.output_paths(["x/a.wav", "b.flac", "-"], tmp_path / "new", "srt")
-    assert [path.name for path in paths.values()] == ["a.srt", "b.srt", "stdin.srt"]
-    assert (tmp_path / "new").is_dir()
-
-
-def test_output_paths_refuses_to_overwrite_its_own(tmp_path):
-    with pytest.raises(ConfigError, match="x/a.wav and y/a.flac would both be written"):
-        formats.output_paths(["x/a.wav", "y/a.flac"], tmp_path, "txt")
-
-
-def test_output_directory_that_cannot_be_made(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot make the output directory"):
-        formats.output_paths(["a.wav"], tmp_path / "file" / "below", "txt")
-
-
-def test_open_output_leaves_nothing_behind_when_it_fails(tmp_path):
-    with pytest.raises(RuntimeError), formats.open_output(tmp_path / "a.txt") as out:
-        out.write("half")
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-    with formats.open_output(tmp_path / "a.txt") as out:
-        out.write("whole")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]
-
-
-def test_open_output_that_cannot_be_written(tmp_path):
-    with pytest.raises(ConfigError, match="cannot write"), formats.open_output(tmp_path / "none" / "a.txt"):
-        pass
