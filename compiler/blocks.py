@@ -22,8 +22,8 @@ from whisperfold.runtime.errors import CompileError
 BLOCK = 128
 FINE_ROWS = 4096
 """The first rows of a vocabulary are its most frequent tokens: what 4 bits lose of them is stored in 4 bits again."""
-DAMP = 0.01
-"""Added to the diagonal of the second moment, relative to its mean."""
+DAMP = 0.3
+"""Added to the diagonal of the second moment, relative to its mean: else errors go where few hidden states were."""
 SHRINK = (1.0, 0.9, 0.8, 0.7)
 """Factors tried for a block's scale: a smaller one cuts its largest weight and rounds the others finer."""
 _MIDDLE = 8

@@ -23,8 +23,8 @@ from whisperfold.runtime.errors import ConfigError
 
 FRACTIONS = {
     "qk": (0.25, 0.375, 0.5, 0.625, 0.75),
-    "vo": (0.375, 0.5, 0.625, 0.75, 0.875),
-    "ffn": (0.25, 0.375, 0.5, 0.625, 0.75, 0.875),
+    "vo": (0.5, 0.625, 0.75, 0.875),
+    "ffn": (0.5, 0.625, 0.75, 0.875),
 }
 """Candidate widths, as fractions of the full one."""
 MULTIPLE = 8

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from whisperfold.compiler.adapt import adapt
 from whisperfold.compiler.adapt_graph import EMBEDDING
-from whisperfold.compiler.blocks import FINE_ROWS, fine_rows, stored_rows
+from whisperfold.compiler.blocks import DAMP, FINE_ROWS, fine_rows, stored_rows
 from whisperfold.compiler.fold import fold
 from whisperfold.compiler.frames import learn_frames
 from whisperfold.compiler.heal import HealConfig, heal
@@ -28,6 +28,9 @@ from whisperfold.compiler.student import make_student, teach_student
 from whisperfold.compiler.teacher import Lesson
 from whisperfold.compiler.work import StageResult
 from whisperfold.models.whisper import Whisper
+
+REFIT = 1
+"""Beside the seed: speech of the closed form is not that of other draws."""
 
 
 def distil_student(
@@ -94,7 +97,8 @@ def refit_encoder(run: Compile, uncut: Whisper, cut: Whisper) -> None:
     """Solve the output projections of a cut encoder, in place, on crops of the run's speech."""
     config, seed = run.config.refit, run.config.seed
     audio = run.load_audio()
-    mels = [crops(audio, config, np.random.default_rng((seed, i)), cut.dims.n_mels) for i in range(config.batches)]
+    draws = (np.random.default_rng((seed, REFIT, i)) for i in range(config.batches))
+    mels = [crops(audio, config, rng, cut.dims.n_mels) for rng in draws]
     with run.work.bar("refit", len(cut.encoder.layers)) as advance:
         refit(uncut, cut, mels, config.ridge, advance)
 
@@ -151,7 +155,7 @@ def heal_cut(run: Compile, model: Whisper, lessons: list[Lesson], before: StageR
 
     if config.heal.epochs == 0:
         return model, before
-    inputs = [before.key, asdict(config.heal), config.window, sorted(run.blocks), FINE_ROWS]
+    inputs = [before.key, asdict(config.heal), config.window, sorted(run.blocks), FINE_ROWS, DAMP]
     done = run.work.stage("heal", inputs, work, "healed.safetensors")
     healed = run.load(model.widths, "healed.safetensors")
     healed.decoder.token_embedding.weight.data.copy_(embedding)  # 4 bits again at the export, which measures them

@@ -43,8 +43,7 @@ def test_budget_is_met_and_graphs_are_the_model(
     before = {name: tensor.clone() for name, tensor in material.model.state_dict().items()}
     cut = METHODS[method](material, share)
     kept = encoder_parameters(cut) / material.parameters
-    notch = 0.083  # of the encoder: one candidate more of one layer's neurons
-    assert kept <= share and (kept > share - notch or method == "layer-drop")
+    assert kept <= share and (kept > share - 0.05 or method == "layer-drop")
     graphs = build_graphs(cut, HEADS, "fp32")
     check(compare(cut, graphs.files, lessons[:1], "short", 0.5))
     stored = 4 * sum(p.numel() for name, p in cut.named_parameters() if name.startswith("encoder.layers"))
