@@ -32,7 +32,7 @@ run: $(VENV)/.stamp-runtime
 test: $(VENV)/.stamp-dev
 	@deploy/system-packages.sh --test
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -q -m "not slow" --timeout 300
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -m "not slow" --timeout 300
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
