@@ -109,11 +109,18 @@ def main() -> None:
         command += ["--heal"] if options.heal else []
         output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
         rows += [{"model": name, **stage} for stage in json.loads(output.splitlines()[-1])]
-    print("| model | stage | seconds | steps | peak RSS, MB |\n|---|---|---:|---:|---:|")
-    for row in rows:
+    result = {"machine": describe_machine(), "budget": options.budget, "rows": rows}
+    print(markdown(result))
+    save_result("compile_cost", result, RESULTS)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the table of all stages."""
+    lines = ["| model | stage | seconds | steps | peak RSS, MB |", "|---|---|---:|---:|---:|"]
+    for row in result["rows"]:
         seconds, steps = ("" if row[key] is None else f"{row[key]:g}" for key in ("seconds", "steps"))
-        print(f"| {row['model']} | {row['stage']} | {seconds} | {steps} | {row['peak_rss_bytes'] / 1e6:.0f} |")
-    save_result("compile_cost", {"machine": describe_machine(), "budget": options.budget, "rows": rows}, RESULTS)
+        lines.append(f"| {row['model']} | {row['stage']} | {seconds} | {steps} | {row['peak_rss_bytes'] / 1e6:.0f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

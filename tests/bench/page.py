@@ -15,17 +15,24 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 
 
 def hardware(result: dict[str, Any]) -> str:
-    """One sentence on the machine and the bundle."""
-    machine, bundle = result["machine"], result["bundle"]
+    """Two sentences on the machine and the bundle."""
+    bundle = result["bundle"]
+    return (
+        f"{computer(result['machine'])} Bundle `{bundle['name']}`: {bundle['precision']}, "
+        f"{bundle['window']} window, "
+        f"{bundle['bytes'] / 1e6:.1f} MB, manifest SHA-256 `{bundle['manifest_sha256'][:16]}`."
+    )
+
+
+def computer(machine: dict[str, Any]) -> str:
+    """One sentence on the machine."""
     memory = f", {machine['memory_bytes'] / 2**30:.0f} GiB" if machine["memory_bytes"] else ""
     busy = machine["load_average_1_min"] > 0.5
     load = f"; **load average {machine['load_average_1_min']} at the start: the machine was busy**" if busy else ""
     return (
         f"{machine['cpu']}, {machine['cores']} cores{memory}, {machine['system']}, "
         f"Python {machine['python']}, "
-        f"{machine['date']}{load}. Bundle `{bundle['name']}`: {bundle['precision']}, "
-        f"{bundle['window']} window, "
-        f"{bundle['bytes'] / 1e6:.1f} MB, manifest SHA-256 `{bundle['manifest_sha256'][:16]}`."
+        f"{machine['date']}{load}."
     )
 
 
@@ -120,6 +127,19 @@ def graphs_section(result: dict[str, Any]) -> str:
     )
 
 
+def compile_section(result: dict[str, Any]) -> str:
+    """Heading, conditions, table."""
+    import compile_cost
+
+    return (
+        f"## What a compile costs\n\n{computer(result['machine'])}\n\n"
+        f"Budget {result['budget']}; {compile_cost.N_UTTERANCES} of the utterances that ship in the package are taught "
+        f"and learned, {compile_cost.N_BATCHES} batches of 48 s for the refit: seconds grow with the speech, peaks "
+        "with the model and the batch. Each model in a process of its own, whose peak is reset before every stage.\n\n"
+        f"{compile_cost.markdown(result)}\n"
+    )
+
+
 SECTIONS = {
     "speed": speed_section,
     "stream": stream_section,
@@ -127,6 +147,7 @@ SECTIONS = {
     "wer": wer_section,
     "enroll": enroll_section,
     "graphs": graphs_section,
+    "compile_cost": compile_section,
 }
 
 

@@ -132,3 +132,16 @@ def test_page_of_nothing_and_of_a_speed_result(tmp_path: Path) -> None:
     text = page.render(tmp_path)
     assert "| whisperfold | 50 | 40 | 1.0 | 90 | 0.010 | 150 | 10.50 |" in text
     assert "the machine was busy" in text and "C, 2 cores, 8 GiB" in text
+
+
+def test_page_says_what_every_stage_of_a_compile_costs(tmp_path: Path) -> None:
+    machine = {"cpu": "C", "cores": 2, "memory_bytes": 0, "system": "Linux", "python": "3.11"}
+    machine |= {"load_average_1_min": 0.1, "date": "2026-01-02"}
+    rows = [
+        {"model": "base", "stage": "frames", "seconds": 17.9, "steps": 16, "peak_rss_bytes": 2691e6},
+        {"model": "base", "stage": "all, with export", "seconds": None, "steps": None, "peak_rss_bytes": 3e9},
+    ]
+    (tmp_path / "compile_cost.json").write_text(json.dumps({"machine": machine, "budget": "55%", "rows": rows}))
+    text = page.render(tmp_path)
+    assert "| base | frames | 17.9 | 16 | 2691 |\n| base | all, with export |  |  | 3000 |" in text
+    assert "C, 2 cores, Linux, Python 3.11, 2026-01-02.\n\nBudget 55%" in text and "busy" not in text
