@@ -87,6 +87,6 @@ def adapt(
             kl, _ = distillation(model, replayed, rng, eot, TAIL_S, full_window)
             loss = loss + kl
             facts["loss_kl"] = float(kl.detach())
-        update(loss, trainable, optimizer, config.learning_rate * schedule(step, config.epochs * per_epoch))
+        update(loss, optimizer, config.learning_rate * schedule(step, config.epochs * per_epoch))
         report(facts)
     return model.eval()

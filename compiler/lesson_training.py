@@ -1,4 +1,4 @@
-"""Training on lessons, for frames.py, heal.py, student.py: batches of one length, silence now and then, checkpoints.
+"""Training on lessons, for frames.py, heal.py, student.py: batches of like length, silence now and then, checkpoints.
 
 Every random choice of a step comes from (seed, step), so a run resumed from its checkpoint is the run it was.
 """
@@ -82,11 +82,10 @@ def train_on_lessons(
         full_window: train at 30 s instead of short windows.
         report: called after each step with step, steps, the losses' parts and, now and then, loss_silence.
     """
-    trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     per_epoch = len(list(batches(lessons, config.batch_s, config.seed)))
     total = round(config.epochs * per_epoch)
     epoch, plan = -1, []
-    for step in range(resume(checkpoint, trainable, optimizer), total):
+    for step in range(resume(checkpoint, optimizer), total):
         if step // per_epoch != epoch:
             epoch = step // per_epoch
             plan = list(batches(lessons, config.batch_s, config.seed + epoch))
@@ -95,6 +94,6 @@ def train_on_lessons(
         if step % config.silence_every == 0:
             parts["loss_silence"] = silence(model, rng, tokens, 4, full_window)
             loss = loss + config.silence_weight * parts["loss_silence"]
-        update(loss, trainable, optimizer, config.learning_rate * schedule(step, total))
+        update(loss, optimizer, config.learning_rate * schedule(step, total))
         report({"step": step, "steps": total} | {name: float(part.detach()) for name, part in parts.items()})
-        save_checkpoint(checkpoint, step + 1, total, trainable, optimizer)
+        save_checkpoint(checkpoint, step + 1, total, optimizer)

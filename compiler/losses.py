@@ -59,8 +59,13 @@ def make_batch(
 def student_hidden(model: Whisper, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return encoded (batch, T, n_audio_state) and the hidden states of the real positions (N, n_text_state)."""
     encoded = model.encoder(batch.mel)
+    return encoded, decoder_hidden(model, encoded, batch)
+
+
+def decoder_hidden(model: Whisper, encoded: Tensor, batch: Batch) -> Tensor:
+    """Return the hidden states (N, n_text_state) of the real positions, given encoded (batch, T, n_audio_state)."""
     hidden, _ = model.decoder(batch.tokens, model.decoder.cross_kv(encoded))
-    return encoded, hidden[batch.real]
+    return hidden[batch.real]
 
 
 def heard(lessons: list[Lesson], rng: np.random.Generator) -> tuple[list[np.ndarray], list[bool]]:

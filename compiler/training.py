@@ -21,34 +21,37 @@ def schedule(step: int, total: int, warm_up: float = 0.06) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
-def update(loss: Tensor, trainable: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """One AdamW step at the given learning rate, gradients clipped to norm 1."""
+def parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """Return what an optimizer trains."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def update(loss: Tensor, optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """One step at the given learning rate, gradients clipped to norm 1."""
     optimizer.zero_grad()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+    torch.nn.utils.clip_grad_norm_(parameters(optimizer), 1.0)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
 
 
-def save_checkpoint(
-    path: Path, step: int, total: int, trainable: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> None:
+def save_checkpoint(path: Path, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:
     """Write steps done, parameters and optimizer state every `SAVE_EVERY` steps and after the last one."""
     if step % SAVE_EVERY and step != total:
         return
     scratch = path.with_suffix(".tmp")
-    state = {"step": step, "trainable": [p.data for p in trainable], "optimizer": optimizer.state_dict()}
+    state = {"step": step, "trainable": [p.data for p in parameters(optimizer)], "optimizer": optimizer.state_dict()}
     torch.save(state, scratch)
     os.replace(scratch, path)
 
 
-def resume(path: Path, trainable: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+def resume(path: Path, optimizer: torch.optim.Optimizer) -> int:
     """Load a checkpoint if there is one; return the step to go on with."""
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
-    for parameter, data in zip(trainable, state["trainable"], strict=True):
+    for parameter, data in zip(parameters(optimizer), state["trainable"], strict=True):
         parameter.data.copy_(data)
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])

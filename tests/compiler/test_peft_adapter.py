@@ -102,7 +102,7 @@ def test_a_few_steps_lead_to_the_compilers_adapter(bundle: Bundle, model: Whispe
     theirs = torch.optim.AdamW(trainable, lr=RATE, weight_decay=0.01)
     for _ in range(4):
         ours.step(onnx_gradients(bundle, feed, arrays)[1], RATE)
-        update(compiler_loss(model, audio), trainable, theirs, RATE)
+        update(compiler_loss(model, audio), theirs, RATE)
     expected = to_arrays(model)
     moved, apart = distance(start, expected), distance(arrays, expected)
     assert moved > 0.1
