@@ -27,6 +27,8 @@ DAMP = 0.3
 SHRINK = (1.0, 0.9, 0.8, 0.7)
 """Factors tried for a block's scale: a smaller one cuts its largest weight and rounds the others finer."""
 _MIDDLE = 8
+ROUNDING = (FINE_ROWS, DAMP, SHRINK)
+"""What 4 bits depend on beside the weights and their inputs: part of the key of every stage that writes them."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from whisperfold.compiler import bundling
+from whisperfold.compiler.blocks import ROUNDING
 from whisperfold.compiler.budget import Cut, parse_budget, sites, spend, with_widths
 from whisperfold.compiler.calibrate import load_moments
 from whisperfold.compiler.factorize import cut_model
@@ -85,6 +86,7 @@ def _within_wer(run: Compile, uncut: Whisper, cuts: list[Cut], key: str) -> Widt
             config.vocabulary,
             config.tail_s,
             config.max_s,
+            ROUNDING,
         ]
         found = run.work.stage(f"try-{round(share * 2**TRIES):02d}", inputs, work).facts
         run.work.console.print(f"  {found['bytes'] / 1e6:.1f} MB before healing: WER {found['wer']}, limit {limit}")

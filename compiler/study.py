@@ -22,6 +22,7 @@ from rich.console import Console
 
 from whisperfold.compiler import stages, training_stages
 from whisperfold.compiler.baselines import METHODS, Material, encoder_parameters, kept_layers, teacher_of
+from whisperfold.compiler.blocks import ROUNDING
 from whisperfold.compiler.budget import FRACTIONS, parse_budget
 from whisperfold.compiler.bundling import build_graphs, measure, write_model
 from whisperfold.compiler.calibrate import load_moments, save_moments
@@ -157,6 +158,7 @@ class Study:
         recipe = self.run.config
         healing = self._healing if cell.healed else None
         inputs = [self.calibrated.key, asdict(cell), recipe.precision, recipe.tail_s, healing, recipe.vocabulary]
+        inputs += [ROUNDING] if recipe.precision == "mixed" else []
         inputs += [recipe.probe_utterances, FRACTIONS] if cell.method == "ours" else []
 
         def work(key: str) -> dict[str, Any]:

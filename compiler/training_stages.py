@@ -1,6 +1,7 @@
-"""The compiler's stages that train: student, window, frames, heal, adapt; see stages.py and pipeline.py.
+"""The compiler's stages that train: student, window, refit, frames, heal, adapt; see stages.py and pipeline.py.
 
-Each trains with checkpoints in the work folder, so a killed run goes on, and leaves folded weights and its losses.
+All but the two short ones, refit and adapt, keep checkpoints in the work folder, so that a killed run goes on. What a
+stage leaves is whole weights, adapters folded, and its losses.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from whisperfold.compiler.adapt import adapt
 from whisperfold.compiler.adapt_graph import EMBEDDING
-from whisperfold.compiler.blocks import DAMP, FINE_ROWS, fine_rows, stored_rows
+from whisperfold.compiler.blocks import ROUNDING, fine_rows, stored_rows
 from whisperfold.compiler.fold import fold
 from whisperfold.compiler.frames import learn_frames
 from whisperfold.compiler.heal import HealConfig, heal
@@ -155,7 +156,7 @@ def heal_cut(run: Compile, model: Whisper, lessons: list[Lesson], before: StageR
 
     if config.heal.epochs == 0:
         return model, before
-    inputs = [before.key, asdict(config.heal), config.window, sorted(run.blocks), FINE_ROWS, DAMP]
+    inputs = [before.key, asdict(config.heal), config.window, sorted(run.blocks), ROUNDING]
     done = run.work.stage("heal", inputs, work, "healed.safetensors")
     healed = run.load(model.widths, "healed.safetensors")
     healed.decoder.token_embedding.weight.data.copy_(embedding)  # 4 bits again at the export, which measures them
