@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     )
     from whisperfold.runtime.mel import MelStream, log_mel
     from whisperfold.runtime.packaged import default_bundle, packaged_bundles
-    from whisperfold.runtime.stream import StreamingSession, StreamOptions
+    from whisperfold.runtime.stream import StreamingSession
     from whisperfold.runtime.stream_event import StreamEvent
+    from whisperfold.runtime.stream_options import StreamOptions
     from whisperfold.runtime.transcribe import Session, Transcriber
     from whisperfold.runtime.transcript import Segment, Transcription, Word
 
@@ -54,8 +55,9 @@ _MODULES = {
     ),
     "mel": ("MelStream", "log_mel"),
     "packaged": ("default_bundle", "packaged_bundles"),
-    "stream": ("StreamOptions", "StreamingSession"),
+    "stream": ("StreamingSession",),
     "stream_event": ("StreamEvent",),
+    "stream_options": ("StreamOptions",),
     "transcribe": ("Session", "Transcriber"),
     "transcript": ("Segment", "Transcription", "Word"),
 }

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from whisperfold.runtime.timing import median_filter
+from whisperfold.runtime.attention import strongest_positions
 from whisperfold.runtime.tokenizer import Tokenizer
 
 _MARKS = string.punctuation + string.whitespace + "…“”‘’。，！？、"
@@ -40,8 +40,7 @@ def tokens_before_frontier(attention: np.ndarray, frontier: int) -> int:
     Returns:
         Index of the first token whose strongest position is at or behind the frontier, n_tokens if there is none.
     """
-    strongest = median_filter(attention).mean(axis=0).argmax(axis=1)
-    late = np.flatnonzero(strongest >= frontier)
+    late = np.flatnonzero(strongest_positions(attention) >= frontier)
     return int(late[0]) if late.size else attention.shape[1]
 
 

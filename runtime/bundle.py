@@ -5,6 +5,7 @@
     NAME/decoder.onnx       tokens, caches -> logits, caches, cross attention
     NAME/tokenizer.json.gz  byte-level BPE of the checkpoint
     NAME/adapt.onnx.gz      loss and gradients, where the bundle can be adapted on the device
+    NAME/report.html        what the compiler did, with plots
 
 A file that is read whole may be stored packed, as FILE.gz; the graphs are mapped and stay as they are.
 A bundle is data: opening one never executes code from it.
@@ -82,7 +83,7 @@ class Bundle:
 
     @property
     def precision(self) -> str:
-        """int8 or fp32."""
+        """int8, mixed (int8, token embedding in 4 bits) or fp32."""
         return str(self.manifest.get("precision", "fp32"))
 
     @property

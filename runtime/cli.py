@@ -1,9 +1,10 @@
 """The ``whisperfold`` command: transcribe, listen, serve, enroll, profiles, devices, doctor, info, version.
 
-Text goes to stdout, everything else to stderr. Exit codes: 0 done, 2 wrong use or bad input, 130 Ctrl-C.
+Text goes to stdout, everything else to stderr. Exit codes: 0 done, 2 wrong use or bad input, 130 Ctrl-C;
+1: doctor found something broken, enroll did not take the profile.
 Heavy imports (onnxruntime, numpy) are inside the commands, so that ``--help`` and completion answer at once.
 
-The compiler's compile and verify are plug-ins (plugins.py), loaded when they are called.
+The compiler's compile, study and verify are plug-ins (plugins.py), loaded when they are called.
 """
 
 import logging

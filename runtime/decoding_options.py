@@ -37,6 +37,8 @@ class DecodingOptions:
     """Average log probability below: next temperature."""
     no_speech_threshold: float = 0.6
     """No-speech probability above and log probability below its threshold: no text."""
+    gibberish_threshold: float = -1.5
+    """Average log probability below: no text; not even badly heard speech comes near it (docs/decisions/0019)."""
     blank_threshold: float = 0.5
     """Probability of an empty transcript above: no text."""
     max_tokens_per_s: float = 10.0
@@ -78,6 +80,11 @@ class DecodingOptions:
 
 
 PLAIN_GREEDY = DecodingOptions(
-    temperatures=(0.0,), no_speech_threshold=1.0, blank_threshold=1.0, max_tokens_per_s=1000.0, loop_guard=False
+    temperatures=(0.0,),
+    no_speech_threshold=1.0,
+    gibberish_threshold=-1e9,
+    blank_threshold=1.0,
+    max_tokens_per_s=1000.0,
+    loop_guard=False,
 )
 """The bare search, without fallback and guards: parity with the original is measured with it."""

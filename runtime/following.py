@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from whisperfold.runtime.stream import StreamingSession, StreamOptions
+from whisperfold.runtime.stream import StreamingSession
 from whisperfold.runtime.stream_event import StreamEvent
+from whisperfold.runtime.stream_options import StreamOptions
 from whisperfold.runtime.transcribe import Transcriber
 
 

@@ -21,7 +21,7 @@ ONE_FILE_PER_DOCUMENT = ("srt", "vtt", "json")
 
 
 class WordLike(Protocol):
-    """A word as the writers read it (runtime/transcribe.py makes them)."""
+    """A word as the writers read it (transcript.py has them)."""
 
     @property
     def start_s(self) -> float:
@@ -41,7 +41,7 @@ class WordLike(Protocol):
 
 
 class SegmentLike(Protocol):
-    """A segment as the writers read it (runtime/transcribe.py makes them)."""
+    """A segment as the writers read it (transcript.py has them)."""
 
     @property
     def start_s(self) -> float:

@@ -81,6 +81,13 @@ class GrowingWindow:
         return self._engine.tokenizer.decode(self._tail).strip()
 
     @property
+    def last_probability(self) -> float:
+        """Of the last token, committed or not; 0 before the first."""
+        if self.result is not None and self._tail:
+            return math.exp(self.result.token_logprobs[len(self.committed) + len(self._tail) - 1])
+        return math.exp(self.logprobs[-1]) if self.logprobs else 0.0
+
+    @property
     def language(self) -> str:
         """Of the last hypothesis."""
         return self.result.language if self.result is not None else "en"

@@ -21,8 +21,9 @@ from whisperfold.runtime.audio import SAMPLE_RATE, stream_audio
 from whisperfold.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from whisperfold.runtime.stream import StreamingSession, StreamOptions
+    from whisperfold.runtime.stream import StreamingSession
     from whisperfold.runtime.stream_event import StreamEvent
+    from whisperfold.runtime.stream_options import StreamOptions
     from whisperfold.runtime.transcribe import Transcriber
 
 CHUNK_S = 0.1

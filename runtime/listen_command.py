@@ -67,7 +67,7 @@ def listen(
     from whisperfold.runtime.formats import check_format
     from whisperfold.runtime.listen_output import FORMATS
     from whisperfold.runtime.speaker import open_transcriber
-    from whisperfold.runtime.stream import StreamOptions
+    from whisperfold.runtime.stream_options import StreamOptions
 
     check_format(output_format, FORMATS)
     if input_file is not None and device is not None:

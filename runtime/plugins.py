@@ -1,6 +1,6 @@
 """Commands of other packages: entry points of ``whisperfold.commands``, loaded when they are called.
 
-The runtime imports nothing of the compiler; its ``compile`` and ``verify`` are found by name only. A device
+The runtime imports nothing of the compiler; its ``compile``, ``study`` and ``verify`` are found by name only. A device
 without torch still lists them, and says what is missing when one is called.
 """
 

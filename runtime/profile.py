@@ -25,7 +25,7 @@ class Profile:
     name: str
     folder: Path
     facts: Mapping[str, Any]
-    """Of profile.json: created, promoted, decision, options, sha256 of the weights."""
+    """Of profile.json: created, promoted, reason, options, sha256 of the weights."""
 
     @classmethod
     def read(cls, name: str, folder: Path) -> Profile:

@@ -35,7 +35,7 @@ from whisperfold.runtime.workers import BULK, FINAL, Workers
 
 if TYPE_CHECKING:
     from whisperfold.runtime.metrics import Metrics
-    from whisperfold.runtime.stream import StreamOptions
+    from whisperfold.runtime.stream_options import StreamOptions
 
 _Result = TypeVar("_Result")
 _HANGS_S = 600.0

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from whisperfold.runtime.agreement import POLICIES, ends_sentence
+from whisperfold.runtime.agreement import ends_sentence
 from whisperfold.runtime.audio import SAMPLE_RATE, check_samples
 from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.errors import ConfigError
 from whisperfold.runtime.growing import GrowingWindow
 from whisperfold.runtime.level import level_dbfs
 from whisperfold.runtime.stream_event import StreamEvent
+from whisperfold.runtime.stream_options import StreamOptions
 from whisperfold.runtime.transcript import Word
 from whisperfold.runtime.vad import VadOptions, VoiceDetector
 from whisperfold.runtime.windows import PAD_BEFORE_S, max_samples
@@ -37,55 +38,6 @@ _STEP_SAMPLES = SAMPLE_RATE // 20
 """Pauses are looked for this often, 50 ms."""
 _RECENT_SAMPLES = SAMPLE_RATE
 """Audio kept from before the speech: a start is reported 0.3 s late, and padded."""
-
-
-@dataclass(frozen=True)
-class StreamOptions:
-    """When hypotheses are made, words committed and utterances ended."""
-
-    policy: str | None = None
-    """What commits words while the speaker talks: "attention-frontier" or "local-agreement"; None takes the first where
-    the bundle has alignment heads (docs/decisions/0008)."""
-    step_s: float = 0.3
-    """Least new audio between two hypotheses."""
-    load: float = 0.25
-    """Most time spent on partial hypotheses, per second of audio: a slow device makes fewer."""
-    frontier_s: float = 0.8
-    """Words that attend to newer audio than this wait."""
-    patience_s: float = 1.6
-    """attention-frontier: improbable words wait until they attend to audio that is older than this."""
-    confidence: float = 0.5
-    """attention-frontier: words with a token below this probability are improbable."""
-    pause_s: float = 0.1
-    """Quiet after which the text is decoded as if it were the end, so that the final is ready when it is."""
-    sentence_end_s: float = 0.2
-    """Quiet after which an utterance is over when its text ends a sentence."""
-    utterance_end_s: float = 0.8
-    """Quiet after which an utterance is over in any case."""
-    window_s: float = 15.0
-    """A window that has grown longer is cut between committed words."""
-    context_s: float = 12.0
-    """An utterance that starts within this time from the start of the last window goes on in it ..."""
-    context_gap_s: float = 2.0
-    """... unless it has been quiet for this long: the guards against noise then judge what is heard on its own."""
-    partials: bool = True
-    """Make hypotheses while the speaker talks."""
-
-    def __post_init__(self) -> None:
-        if self.policy not in (None, *POLICIES):
-            raise ConfigError(f"policy {self.policy!r}: expected {' or '.join(POLICIES)}")
-        if min(self.step_s, self.load, self.window_s, self.utterance_end_s) <= 0.0:
-            raise ConfigError("step_s, load, window_s and utterance_end_s: expected above 0")
-        if not (0.0 < self.confidence < 1.0 and self.frontier_s <= self.patience_s):
-            raise ConfigError(
-                f"confidence={self.confidence}, frontier_s={self.frontier_s}, patience_s={self.patience_s}: "
-                "expected 0 < confidence < 1 and frontier_s <= patience_s"
-            )
-        if not 0.0 < self.pause_s <= self.sentence_end_s <= self.utterance_end_s:
-            raise ConfigError(
-                f"pause_s={self.pause_s}, sentence_end_s={self.sentence_end_s}, utterance_end_s="
-                f"{self.utterance_end_s}: expected 0 < pause_s <= sentence_end_s <= utterance_end_s"
-            )
 
 
 @dataclass
@@ -126,12 +78,13 @@ class StreamingSession:
         Args:
             transcriber: the weights.
             options: when to commit.
-            decoding: how to search; partial hypotheses are greedy without fallback.
+            decoding: how to search; partial hypotheses are greedy. There is no fallback to higher temperatures: what
+                it measures says little about the few tokens after a forced prefix, and a sample would be committed.
         """
         self.options = options or StreamOptions()
         self._engine = transcriber.engine
         attention = bool(transcriber.bundle.alignment_heads)
-        self._decoding = replace(decoding or DecodingOptions(), attention=attention)
+        self._decoding = replace(decoding or DecodingOptions(), attention=attention, temperatures=(0.0,))
         if self.options.policy == "attention-frontier" and not attention:
             raise ConfigError(f"{transcriber.bundle.name}: no alignment heads; use the policy local-agreement")
         self._by_attention = attention and self.options.policy != "local-agreement"
@@ -239,7 +192,7 @@ class StreamingSession:
 
     def _partial(self, utterance: _Utterance) -> list[StreamEvent]:
         """Make a hypothesis, commit what the policy trusts."""
-        self._decode(utterance, replace(self._decoding, temperatures=(0.0,), beam_size=1))
+        self._decode(utterance, replace(self._decoding, beam_size=1))
         self._commit(utterance)
         if utterance.window.n_samples > self.options.window_s * SAMPLE_RATE:
             self._shorten(utterance)
@@ -256,7 +209,8 @@ class StreamingSession:
             self._commit(utterance)
             utterance.is_pause_decoded = True
         whole = f"{self._committed(utterance)} {utterance.window.tentative}"
-        wait_s = options.sentence_end_s if ends_sentence(whole) else options.utterance_end_s
+        is_end = ends_sentence(whole) and utterance.window.last_probability >= options.sentence_confidence
+        wait_s = options.sentence_end_s if is_end else options.utterance_end_s
         return self._close(utterance) if quiet_s >= wait_s else self._changed(utterance)
 
     def _commit(self, utterance: _Utterance) -> None:

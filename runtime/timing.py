@@ -12,11 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from whisperfold.runtime.attention import median_filter
 from whisperfold.runtime.decoding import DecodingResult
 from whisperfold.runtime.tokenizer import TIMESTAMP_S, Tokenizer
 from whisperfold.runtime.transcript import Word
 
-_MEDIAN_POSITIONS = 7
 _PREPENDED = frozenset("\"'“¿([{-")
 """Punctuation that belongs to the next word."""
 _APPENDED = frozenset("\"'.。,，!！?？:：”)]}、;…-")
@@ -70,16 +70,6 @@ def align(attention: np.ndarray) -> np.ndarray:
     tokens, positions = dtw_path(-median_filter(weights).mean(axis=0))
     is_jump = np.diff(tokens, prepend=-1) > 0
     return positions[is_jump]
-
-
-def median_filter(values: np.ndarray, width: int = _MEDIAN_POSITIONS) -> np.ndarray:
-    """Median over width (odd) neighbours along the last axis, mirrored at the ends."""
-    side = width // 2
-    if values.shape[-1] <= side:
-        return values
-    padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(side, side)], mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, width, axis=-1)
-    return np.asarray(np.partition(windows, side, axis=-1)[..., side])
 
 
 def dtw_path(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

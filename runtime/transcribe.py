@@ -22,7 +22,8 @@ from whisperfold.runtime.profile import Profile
 from whisperfold.runtime.profiles import ProfileStore
 from whisperfold.runtime.segments import window_segments
 from whisperfold.runtime.session import DEFAULT_PROVIDERS, Engine
-from whisperfold.runtime.stream import StreamingSession, StreamOptions
+from whisperfold.runtime.stream import StreamingSession
+from whisperfold.runtime.stream_options import StreamOptions
 from whisperfold.runtime.transcript import Segment, Transcription, Word
 from whisperfold.runtime.windows import AudioWindow, cut_windows, max_samples, pad, padded_samples
 

@@ -29,8 +29,8 @@ from rich.progress import track
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from whisperfold.runtime.audio import SAMPLE_RATE, load_audio
-from whisperfold.runtime.stream import StreamOptions
 from whisperfold.runtime.stream_event import StreamEvent
+from whisperfold.runtime.stream_options import StreamOptions
 from whisperfold.runtime.transcribe import Transcriber
 from whisperfold.runtime.transcript import Word
 

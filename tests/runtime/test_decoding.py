@@ -1,76 +1,20 @@
 """Filters, guards and the search loop, on a scripted decoder (no weights) and on the bundle."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from scripted_engine import BEGIN, EOT, N_VOCAB, NO_TIMESTAMPS, SOT, TOKENS, ScriptedEngine
 
 from whisperfold.runtime.decoding import decode, detect_language
 from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.errors import ConfigError
 from whisperfold.runtime.filters import LogitFilter, log_sum_exp
 from whisperfold.runtime.guards import compression_ratio, find_loop, max_tokens
-from whisperfold.runtime.manifest import Tokens
 from whisperfold.runtime.mel import log_mel
-from whisperfold.runtime.session import CrossCache, KVCache
+from whisperfold.runtime.session import CrossCache
 from whisperfold.runtime.transcribe import Transcriber
 from whisperfold.runtime.windows import pad
-
-EOT, SOT, NO_SPEECH, NO_TIMESTAMPS, BEGIN, N_VOCAB = 50, 51, 55, 56, 60, 160
-TOKENS = Tokens(
-    sot=SOT,
-    eot=EOT,
-    transcribe=52,
-    translate=53,
-    sot_prev=54,
-    sot_lm=57,
-    no_speech=NO_SPEECH,
-    no_timestamps=NO_TIMESTAMPS,
-    timestamp_begin=BEGIN,
-    multilingual=False,
-    suppress=(7, 8),
-    suppress_begin=(0, EOT),
-)
-
-
-class ScriptedEngine:
-    """A decoder that says `script` token by token; certainty is the logit of the scripted token."""
-
-    def __init__(self, script: list[int], certainty: float = 12.0, no_speech: float = -20.0) -> None:
-        self.script, self.certainty, self.no_speech = script, certainty, no_speech
-        self.tokens = TOKENS
-        self.dims = SimpleNamespace(n_text_ctx=448, n_vocab=N_VOCAB)
-        self.bundle = SimpleNamespace(name="scripted")
-        self.tokenizer = SimpleNamespace(
-            sot_sequence=lambda language, task, timestamps=False: [SOT] + [NO_TIMESTAMPS] * (not timestamps),
-            decode=lambda tokens: " ".join(f"w{token}" for token in tokens if token < EOT),
-            encode=lambda text: [int(word) for word in text.split()],
-        )
-        self.fed: list[list[int]] = []
-        self.n_initial = 0
-
-    def new_cache(self, cross: CrossCache) -> KVCache:
-        return KVCache(cross, [])
-
-    def reorder(self, cache: KVCache, rows: np.ndarray) -> KVCache:
-        return KVCache(cache.cross, [], cache.length)
-
-    def step(
-        self, tokens: np.ndarray, cache: KVCache, positions: Any = None, attention: bool = False
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        self.fed.append(tokens[0].tolist())
-        if cache.length == 0:
-            self.n_initial = tokens.shape[1]
-        said = cache.length + tokens.shape[1] - self.n_initial
-        cache.length += tokens.shape[1]
-        logits = np.zeros((tokens.shape[0], 1 if positions is None else len(positions), N_VOCAB), np.float32)
-        logits[:, -1, self.script[said] if said < len(self.script) else EOT] = self.certainty
-        if logits.shape[1] == 2:
-            logits[:, 0, NO_SPEECH] = self.no_speech
-        weights = np.full((tokens.shape[0], 2, tokens.shape[1], 50), 0.02, np.float32)
-        return logits, weights if attention else None
-
 
 CROSS = CrossCache([], 1, 500)
 
@@ -176,6 +120,12 @@ class TestSearch:
         kept = run(ScriptedEngine([9, *[1, 2, 3] * 20]), audio_s=20.0, temperatures=(0.0,), loop_guard=False)
         assert len(kept.tokens) == 61
 
+    def test_words_that_are_all_improbable_are_no_text(self) -> None:
+        guessed = ScriptedEngine([1, 2, 3], certainty=2.0)  # log probability about -2
+        assert (run(guessed, temperatures=(0.0,)).tokens, run(guessed, temperatures=(0.0,)).stop) == ((), "silence")
+        assert run(guessed, temperatures=(0.0,), gibberish_threshold=-3.0).tokens == (1, 2, 3)
+        assert run(ScriptedEngine([3], certainty=2.0), temperatures=(0.0,), prefix=(1, 2)).tokens == (1, 2, 3)
+
     def test_fallback_until_a_temperature_passes(self) -> None:
         doubtful = ScriptedEngine([1, 2, 3], certainty=4.0)  # log probability about -1
         result = run(doubtful, logprob_threshold=-0.1, temperatures=(0.0, 0.2, 0.4))
@@ -185,7 +135,7 @@ class TestSearch:
 
     def test_sampling_is_seeded(self) -> None:
         def sample(seed: int) -> Any:
-            return run(ScriptedEngine([1, 2, 3], 2.0), temperatures=(1.0,), seed=seed).tokens
+            return run(ScriptedEngine([1, 2, 3], 2.0), temperatures=(1.0,), gibberish_threshold=-9.0, seed=seed).tokens
 
         assert sample(1) == sample(1) != sample(2)
 

@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 
 from whisperfold.runtime.audio import SAMPLE_RATE, load_audio
+from whisperfold.runtime.decoding import decode
+from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.errors import AudioError, ConfigError
 from whisperfold.runtime.growing import GrowingWindow
-from whisperfold.runtime.stream import StreamingSession, StreamOptions
+from whisperfold.runtime.stream import StreamingSession
 from whisperfold.runtime.stream_event import StreamEvent
+from whisperfold.runtime.stream_options import StreamOptions
 from whisperfold.runtime.transcribe import Transcriber
 from whisperfold.runtime.vad import speech_segments
 from whisperfold.runtime.windows import max_samples
@@ -306,11 +309,39 @@ def test_a_device_that_makes_no_partials_keeps_to_the_limit(
         ({"pause_s": -0.1}, "pause_s=-0.1"),
         ({"pause_s": 0.3, "sentence_end_s": 0.2}, "sentence_end_s=0.2"),
         ({"sentence_end_s": 0.9, "utterance_end_s": 0.5}, "utterance_end_s=0.5"),
+        ({"sentence_confidence": 1.0}, "sentence_confidence=1.0: expected 0 or more, below 1"),
     ],
 )
 def test_impossible_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         StreamOptions(**options)
+
+
+@pytest.mark.parametrize(("probability", "wait_s"), [(0.9, 0.2), (0.3, 0.8)])
+def test_an_improbable_full_stop_ends_nothing_yet(
+    transcriber: Transcriber, jfk: np.ndarray, monkeypatch: pytest.MonkeyPatch, probability: float, wait_s: float
+) -> None:
+    monkeypatch.setattr(GrowingWindow, "last_probability", probability)
+    monkeypatch.setattr("whisperfold.runtime.stream.ends_sentence", lambda text: True)
+    session = transcriber.stream(StreamOptions(sentence_end_s=0.2, utterance_end_s=0.8, partials=False))
+    samples = np.concatenate([jfk[: round(2.2 * SAMPLE_RATE)], np.zeros(2 * SAMPLE_RATE, np.float32)])
+    events = ((session.time_s, event) for event in hear(session, samples, 0.05))
+    waited_s = [time_s - event.end_s for time_s, event in events if event.kind == "final"]
+    assert waited_s == [pytest.approx(wait_s, abs=0.1)]
+
+
+def test_no_hypothesis_is_a_sample(transcriber: Transcriber, jfk: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a higher temperature says would be committed."""
+    asked: list[tuple[float, ...]] = []
+
+    def noted(engine: Any, mel: Any, options: DecodingOptions, audio_s: float) -> Any:
+        asked.append(options.temperatures)
+        return decode(engine, mel, options, audio_s)
+
+    monkeypatch.setattr("whisperfold.runtime.growing.decode", noted)
+    session = transcriber.stream(logprob_threshold=0.0)
+    assert said([*hear(session, jfk[: 5 * SAMPLE_RATE], 0.25), *session.finish()])
+    assert set(asked) == {(0.0,)}
 
 
 def test_decoding_options_are_checked_when_a_stream_starts(transcriber: Transcriber) -> None:
