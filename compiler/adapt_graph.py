@@ -5,7 +5,7 @@
     y = (x W + b + scaling (x A^T) B^T) (1 + gain)      at every product with a stored matrix, for each of its modules
 
     inputs   mel (batch, n_mels, frames), tokens, labels, label_weights (batch, n), scaling (), label_smoothing (),
-             M.lora_A (rank, n_in), M.lora_B (n_out, rank), M.gain (n_out,) for every module M
+             M.lora_A (rank, n_in), M.lora_B (n_out, rank) for every module M, M.gain (n_out,) for q, v, fc1
     outputs  loss (), grad.NAME for every tensor of the adapter
 
 The graphs are taken from the bundle node by node: an integer product becomes DequantizeLinear and MatMul, the past of

@@ -28,7 +28,9 @@ def compile_command(
     window: Annotated[str | None, typer.Option(help="short or full (30 s).")] = None,
     precision: Annotated[str | None, typer.Option(help="int8, mixed (4-bit token embedding) or fp32.")] = None,
     vocabulary: Annotated[str | None, typer.Option(help="all, or languages to keep the tokens of: en,de.")] = None,
-    heal_epochs: Annotated[float | None, typer.Option(help="Passes over the speech; 0 heals nothing.")] = None,
+    heal_epochs: Annotated[
+        float | None, typer.Option(help="Passes of the healing for short windows; 0: no healing at all.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file; flags go before it.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder of stage artefacts; default BUNDLE.work.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,

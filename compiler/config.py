@@ -25,7 +25,7 @@ PRECISIONS = ("int8", "mixed", "fp32")
 
 @dataclass(frozen=True)
 class CompileConfig:
-    """One compile; paths in a TOML file are relative to that file."""
+    """One compile; audio, verify and speaker of a TOML file are relative to that file."""
 
     source: str = "tiny.en"
     """Checkpoint: directory, hub id or short name."""
@@ -114,7 +114,8 @@ def load_config(path: Path | None, **flags: Any) -> CompileConfig:
 
     Args:
         path: TOML file, or None.
-        **flags: fields of CompileConfig; heal_epochs for window_heal.epochs, 0 trains and refits nothing at all.
+        **flags: fields of CompileConfig; heal_epochs for window_heal.epochs: at 0 nothing is healed or refitted, and no
+            student is taught.
 
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest known one), wrong type or range.

@@ -41,7 +41,7 @@ class Checkpoint:
     alignment_heads: list[list[int]]
     """(layer, head) pairs of the decoder whose cross-attention follows the audio."""
     provenance: dict[str, str]
-    """name, revision, sha256 of the weights, licence, origin."""
+    """name, revision, sha256 of the (first) file of weights, licence, origin."""
 
     @property
     def tokenizer(self) -> Path:

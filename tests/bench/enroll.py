@@ -8,7 +8,7 @@ speakers  each speaker of nonnative-dev: the first 10 utterances enroll, the oth
 
 Every enrollment is `runtime.enroll.enroll` in a process of its own, on a store of its own. The test sets are heard by
 the device as it is afterwards: with the profile if it was taken, else as before. Writes results/enroll.json after every
-run and goes on from it, unless --fresh.
+run and goes on from it, unless the bundle is another one or --fresh.
 """
 
 from __future__ import annotations
@@ -186,10 +186,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(run_one(json.loads(args.worker), args.bundle, args.threads)))
         return 0
     console, path = Console(stderr=True), args.output / "enroll.json"
-    kept = [] if args.fresh or not path.is_file() else json.loads(path.read_text(encoding="utf-8"))["runs"]
+    bundle = describe_bundle(args.bundle)
+    former = {} if args.fresh or not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
+    kept = former["runs"] if former.get("bundle") == bundle else []
     result = {
         "machine": describe_machine(),
-        "bundle": describe_bundle(args.bundle),
+        "bundle": bundle,
         "threads": args.threads,
         "normalizer": NORMALIZER,
         "runs": kept,

@@ -14,14 +14,14 @@ from machine import RESULTS, ROOT
 PAGE = ROOT / "docs" / "benchmarks.md"
 
 
-def hardware(result: dict[str, Any]) -> str:
-    """Two sentences on the machine and the bundle."""
-    bundle = result["bundle"]
-    return (
-        f"{computer(result['machine'])} Bundle `{bundle['name']}`: {bundle['precision']}, "
-        f"{bundle['window']} window, "
+def hardware(machine: dict[str, Any], *bundles: dict[str, Any]) -> str:
+    """A sentence on the machine and one on every bundle."""
+    described = (
+        f" Bundle `{bundle['name']}`: {bundle['precision']}, {bundle['window']} window, "
         f"{bundle['bytes'] / 1e6:.1f} MB, manifest SHA-256 `{bundle['manifest_sha256'][:16]}`."
+        for bundle in bundles
     )
+    return computer(machine) + "".join(described)
 
 
 def computer(machine: dict[str, Any]) -> str:
@@ -41,7 +41,7 @@ def speed_section(result: dict[str, Any]) -> str:
     versions = {k: v for row in result["systems"] for k, v in row["versions"].items()}
     low, high = result["clip_seconds"]
     return (
-        f"## Speed and memory\n\n{hardware(result)}\n\n"
+        f"## Speed and memory\n\n{hardware(result['machine'], result['bundle'])}\n\n"
         f"{result['clips']} clips of {low:.1f}-{high:.1f} s from {result['set']}, "
         f"{result['threads']} threads, "
         f"{result['repeats']} repeats, all systems in one run taking turns clip by clip, each in "
@@ -61,9 +61,10 @@ def wer_section(result: dict[str, Any]) -> str:
     """Heading, conditions, tables."""
     import wer
 
+    bundles = [measured["bundle"] for measured in result["bundles"]]
     limit = f" **Only the first {result['limit']} utterances of each set.**" if result["limit"] else ""
     return (
-        f"## Word error rate\n\n{hardware(result)}\n\n"
+        f"## Word error rate\n\n{hardware(result['machine'], *bundles)}\n\n"
         f"Corpus WER after {result['normalizer']}, speech detector {'on' if result['vad'] else 'off'}; "
         "the original is "
         "the uncut checkpoint in torch on its 30 s window, greedy. The interval is a paired bootstrap "
@@ -78,7 +79,7 @@ def stream_section(result: dict[str, Any]) -> str:
     import stream
 
     return (
-        f"## Streaming\n\n{hardware(result)}\n\n"
+        f"## Streaming\n\n{hardware(result['machine'], result['bundle'])}\n\n"
         f"{result['recordings']} recordings ({result['audio_s']:.0f} s) of joined consecutive utterances of one "
         f"speaker, {', '.join(result['sets'])}, in chunks of {result['chunk_s']:g} s on a virtual clock: processing "
         "takes the time that it takes, waiting takes none. Word ends are those of the offline transcript's alignment, "
@@ -92,7 +93,7 @@ def soak_section(result: dict[str, Any]) -> str:
     import soak
 
     return (
-        f"## Soak\n\n{hardware(result)}\n\n"
+        f"## Soak\n\n{hardware(result['machine'], result['bundle'])}\n\n"
         f"One live stream, {result['threads']} threads, as fast as it goes: rounds of {soak.SPEECH_S} s of speech, "
         f"{soak.SILENCE_S} s of silence, {soak.NOISE_S} s of noise.\n\n{soak.markdown(result)}\n"
     )
@@ -103,7 +104,7 @@ def enroll_section(result: dict[str, Any]) -> str:
     import enroll
 
     return (
-        f"## Enrollment\n\n{hardware(result)}\n\n"
+        f"## Enrollment\n\n{hardware(result['machine'], result['bundle'])}\n\n"
         f"{result['threads']} threads; WER after {result['normalizer']}. Time and peak RSS are those of the whole "
         "enrollment: checks, cross-validation, adaptation, test on other speakers, profile. *taken* is what the device "
         "decided by itself, from the person's recordings (each heard by an adapter that was not trained on it) and "
@@ -117,7 +118,7 @@ def graphs_section(result: dict[str, Any]) -> str:
     """Heading, conditions, tables."""
     import graphs
 
-    conditions = hardware(result | {"bundle": next(iter(result["bundles"].values()))})
+    conditions = hardware(result["machine"], next(iter(result["bundles"].values())))
     return (
         f"## Graphs and decoder steps\n\n{conditions}\n\n"
         f"onnxruntime {result['onnxruntime']}, {result['threads']} threads, {result['repeats']} repeats in which all "

@@ -39,14 +39,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         if args.quick:
             args.output, args.page = Path(scratch), Path(scratch) / "benchmarks.md"
-        common = ["--bundle", str(args.bundle), "--source", args.source, "--output", str(args.output)]
         speed_args = [
             "--rivals-python",
             args.rivals_python,
             "--speech",
             str(args.speech / "librispeech-other-dev.jsonl"),
         ]
-        wer_args = ["--speech", str(args.speech)]
+        wer_args = ["--speech", str(args.speech), "--output", str(args.output)]
+        if args.bundle != DEFAULT_BUNDLE:  # else every packaged one
+            wer_args += ["--bundle", str(args.bundle)]
         live = ["--bundle", str(args.bundle), "--output", str(args.output)]
         stream_args, soak_args = ["--speech", str(args.speech)], ["--speech", str(args.speech)]
         enroll_args = ["--speech", str(args.speech), "--fresh"]
@@ -57,10 +58,10 @@ def main() -> int:
             soak_args += ["--hours", "0.05"]
             enroll_args += ["--limit", "1"]
         steps = [
-            ["speed.py", *common, *speed_args],
+            ["speed.py", *live, "--source", args.source, *speed_args],
             ["stream.py", *live, *stream_args],
             ["soak.py", *live, *soak_args],
-            ["wer.py", *common, *wer_args],
+            ["wer.py", *wer_args],
             ["enroll.py", *live, *enroll_args],
             ["graphs.py", str(args.bundle), "--random", "--output", str(args.output)],
             ["page.py", "--results", str(args.output), "--page", str(args.page)],

@@ -1,9 +1,10 @@
-"""Word error rate of a bundle beside its original at 30 s, and what it says where nobody speaks.
+"""Word error rate of bundles beside their originals at 30 s, and what they say where nobody speaks.
 
-    python tests/bench/wer.py [--bundle DIR] [--source tiny.en | --no-source] [--limit N]
+    python tests/bench/wer.py [--bundle DIR ...] [--no-source] [--limit N]
 
-Every set goes through `whisperfold verify`; the non-speech clips are noise.jsonl, 60 s of zeros, white noise
-and a 50 Hz hum, and must give no text. Writes results/wer.json.
+The bundles are the packaged ones unless told otherwise; a bundle's manifest names its original. Every set goes through
+`whisperfold verify`; the non-speech clips are noise.jsonl, 60 s of zeros, white noise and a 50 Hz hum, and must give no
+text. Writes results/wer.json.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from machine import DEFAULT_BUNDLE, DEFAULT_SPEECH, RESULTS, describe_bundle, describe_machine, save_result
+from machine import DEFAULT_SPEECH, RESULTS, describe_bundle, describe_machine, save_result
 from rich.console import Console
 
 from whisperfold.compiler.verify import print_report, verify
+from whisperfold.runtime.packaged import locate_bundle, packaged_bundles
 
 SETS = ("librispeech-other-dev", "accented-check", "nonnative-dev")
 SAMPLE_RATE = 16_000
@@ -62,34 +64,50 @@ def first_lines(manifest: Path, limit: int | None, folder: Path) -> Path:
     return short
 
 
+def measure(bundle: Path, manifests: list[Path], non_speech: Path, beside: bool, **options: Any) -> dict[str, Any]:
+    """Return a bundle's figures on every set, beside its original's where that is wanted, and on the clips without."""
+    source = json.loads((bundle / "manifest.json").read_text("utf-8"))["source"]["name"]
+    sets = []
+    for manifest in manifests:
+        report = verify(bundle, manifest, against=source if beside else None, **options)
+        print_report(report, options["console"])
+        sets.append({**report, "name": manifest.stem, "set": manifest.name})
+    for row in sets:
+        for model in (row["model"], row.get("against", {})):
+            model.pop("path", None)
+    silent = verify(bundle, non_speech, threads=options["threads"], console=options["console"])["model"]["clips"]
+    return {"bundle": describe_bundle(bundle), "source": source, "sets": sets, "non_speech": silent}
+
+
 def markdown(result: dict[str, Any]) -> str:
-    """Tables of WER by set and of non-speech clips."""
+    """Tables of WER by bundle and set, and of non-speech clips."""
     lines = [
-        "| set | utterances | words | bundle, % | original at 30 s, % | difference [95 % interval] | RTF |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| bundle | set | utterances | words | bundle, % | original at 30 s, % | difference [95 % interval] | RTF |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in result["sets"]:
-        model, against, difference = row["model"], row.get("against"), row.get("difference")
-        gap = (
-            f"{difference['points']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]" if difference else "-"
-        )
-        original = f"{against['wer']:.2f}" if against else "-"
-        lines.append(
-            f"| {row['name']} | {model['utterances']} | {model['words']} | {model['wer']:.2f} "
-            f"| {original} | {gap} | {model['rtf']:.3f} |"
-        )
-    lines += ["", "| without speech | seconds | text |", "|---|---:|---|"]
-    for clip in result["non_speech"]:
-        lines.append(f"| {clip['name']} | {clip['duration_s']:.0f} | {clip['hypothesis'].strip() or 'none'} |")
+    for measured in result["bundles"]:
+        for row in measured["sets"]:
+            model, against, gap = row["model"], row.get("against"), row.get("difference")
+            points = f"{gap['points']:+.2f} [{gap['low']:+.2f}, {gap['high']:+.2f}]" if gap else "-"
+            original = f"{against['wer']:.2f}" if against else "-"
+            lines.append(
+                f"| {measured['bundle']['name']} | {row['name']} | {model['utterances']} | {model['words']} "
+                f"| {model['wer']:.2f} | {original} | {points} | {model['rtf']:.3f} |"
+            )
+    names = [measured["bundle"]["name"] for measured in result["bundles"]]
+    lines += ["", f"| without speech | seconds | {' | '.join(names)} |", "|---|---:" + "|---" * len(names) + "|"]
+    for clips in zip(*(measured["non_speech"] for measured in result["bundles"]), strict=True):
+        texts = " | ".join(clip["hypothesis"].strip() or "none" for clip in clips)
+        lines.append(f"| {clips[0]['name']} | {clips[0]['duration_s']:.0f} | {texts} |")
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the tables, write results/wer.json; 1 where a clip without speech gave text."""
-    parser = argparse.ArgumentParser(description="word error rate of a bundle beside its original")
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
-    parser.add_argument("--source", default="tiny.en", help="the original checkpoint")
-    parser.add_argument("--no-source", action="store_true", help="measure the bundle alone")
+    packaged = [locate_bundle(name) for name in packaged_bundles()]
+    parser = argparse.ArgumentParser(description="word error rate of bundles beside their originals")
+    parser.add_argument("--bundle", type=Path, nargs="+", default=packaged)
+    parser.add_argument("--no-source", action="store_true", help="measure the bundles alone")
     parser.add_argument("--speech", type=Path, default=DEFAULT_SPEECH, help="folder of the manifests")
     parser.add_argument("--sets", nargs="+", default=list(SETS), metavar="NAME")
     parser.add_argument("--limit", type=int, default=None, help="first N utterances of each set")
@@ -97,36 +115,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-vad", action="store_true", help="one window per clip, without the speech detector")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON")
     args = parser.parse_args(arguments)
-    console, machine = Console(stderr=True), describe_machine()
-    options: dict[str, Any] = {"threads": args.threads, "console": console}
+    machine, options = describe_machine(), {"threads": args.threads, "console": Console(stderr=True)}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        sets = []
-        for name in args.sets:
-            manifest = first_lines(args.speech / f"{name}.jsonl", args.limit, folder)
-            against = None if args.no_source else args.source
-            report = verify(args.bundle, manifest, against=against, vad=not args.no_vad, **options)
-            print_report(report, console)
-            sets.append({**report, "name": name, "set": f"{name}.jsonl"})
-        non_speech = verify(args.bundle, write_noise(folder, args.speech), **options)["model"]["clips"]
-    for row in sets:
-        for model in (row["model"], row.get("against", {})):
-            model.pop("path", None)
+        manifests = [first_lines(args.speech / f"{name}.jsonl", args.limit, folder) for name in args.sets]
+        non_speech = write_noise(folder, args.speech)
+        measured = [
+            measure(bundle, manifests, non_speech, not args.no_source, vad=not args.no_vad, **options)
+            for bundle in args.bundle
+        ]
     result = {
         "benchmark": "wer",
         "machine": machine,
         "threads": args.threads,
         "vad": not args.no_vad,
         "limit": args.limit,
-        "bundle": describe_bundle(args.bundle),
-        "normalizer": sets[0]["model"]["normalizer"] if sets else None,
-        "sets": sets,
-        "non_speech": non_speech,
+        "normalizer": measured[0]["sets"][0]["model"]["normalizer"],
+        "bundles": measured,
     }
     path = save_result("wer", result, args.output)
     print(markdown(result))
     print(f"\n{path}", file=sys.stderr)
-    return int(any(clip["hypothesis"].strip() for clip in non_speech))
+    return int(any(clip["hypothesis"].strip() for one in measured for clip in one["non_speech"]))
 
 
 if __name__ == "__main__":
