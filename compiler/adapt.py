@@ -1,7 +1,8 @@
 """Labelled recordings of one person -> LoRA on the healed model, with replay so that everybody else stays.
 
 Every step takes a few recordings (cross-entropy of the transcript) and, now and then, a batch of the healing
-lessons (losses.distillation). The device does the same without torch (issue "Enrollment").
+lessons (losses.distillation). On the device runtime/adaptation.py does the like without torch, and without replay
+unless asked.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ _CURVES = (
     ("loss_hidden", "encoder distance, 30 s"),
     ("loss_kl", "KL on logits"),
     ("loss_words", "cross-entropy of the words"),
-    ("lr", "learning rate"),
 )
 _TWIN_NAMES = {"qk": "Q-K", "vo": "V-O", "ffn": "FFN", "self_qk": "self Q-K", "self_vo": "self V-O",
                "cross_qk": "cross Q-K", "cross_vo": "cross V-O"}  # fmt: skip
@@ -183,14 +182,12 @@ def heal(rows: Rows) -> str:
             )
             keep = np.unique(np.linspace(0, len(raw) - 1, min(len(raw), 4 * _MAX_POINTS)).astype(int))
             steps = np.array([i for i, _ in found])
-            if key != "lr":
-                ax.plot(steps[keep], raw[keep], color=color, alpha=0.28, linewidth=0.8)
-            ax.plot(steps[keep], (raw if key == "lr" else smooth)[keep], color=color)
+            ax.plot(steps[keep], raw[keep], color=color, alpha=0.28, linewidth=0.8)
+            ax.plot(steps[keep], smooth[keep], color=color)
             for i in range(1, len(rows)):
                 if rows[i].get("stage") != rows[i - 1].get("stage"):
                     ax.axvline(i - 0.5, color=SOFT, linewidth=0.8, linestyle=":")
-            positive = key != "lr" and raw.min() > 0
-            ax.set(title=title, xlabel="record", yscale="log" if positive else "linear")
+            ax.set(title=title, xlabel="record", yscale="log" if raw.min() > 0 else "linear")
             ax.minorticks_off()
         return to_svg(fig, "Healing losses")
 

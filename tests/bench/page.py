@@ -29,8 +29,9 @@ def computer(machine: dict[str, Any]) -> str:
     memory = f", {machine['memory_bytes'] / 2**30:.0f} GiB" if machine["memory_bytes"] else ""
     busy = machine["load_average_1_min"] > 0.5
     load = f"; **load average {machine['load_average_1_min']} at the start: the machine was busy**" if busy else ""
+    features = f" ({', '.join(machine['cpu_features'])})" if machine.get("cpu_features") else ""
     return (
-        f"{machine['cpu']}, {machine['cores']} cores{memory}, {machine['system']}, "
+        f"{machine['cpu']}{features}, {machine['cores']} cores{memory}, {machine['system']}, "
         f"Python {machine['python']}, "
         f"{machine['date']}{load}."
     )

@@ -54,7 +54,6 @@ def make_facts() -> dict[str, Any]:
                 "step": i,
                 "loss_hidden": 3 / (1 + i / 30) * rng.uniform(0.7, 1.3),
                 "loss_kl": 2 / (1 + i / 50) * rng.uniform(0.6, 1.4),
-                "lr": 1e-3 * (1 - i / 1200),
                 "stage": "layers" if i < 300 else "end to end",
             }
             for i in range(1200)
