@@ -47,7 +47,7 @@ class AdaptationOptions:
     """lora, gain (the twins' singular values and FFN neurons), or both."""
     modules: tuple[str, ...] = ()
     """Prefixes of the modules that are trained; none is all of them."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 2.5e-4
     weight_decay: float = 0.01
     epochs: int = 0
     """Passes over all recordings; 0: 4 to 8, few recordings are heard more often."""

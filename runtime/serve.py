@@ -140,7 +140,7 @@ async def _serve(
             notifier.stopping()
             _LOG.info("event=stopping")
             listen.cancel()  # its followers get the last utterance, then their sockets close
-            await server.stop(running, config.shutdown_s)
+            await server.stop(running, app.state.config.shutdown_s)
     await recognizer.close()
     _LOG.info("event=stopped")
 

@@ -36,7 +36,7 @@ NEED_RESTART = (
     "enroll_nice",
     "allowed_origins",
 )
-"""Fields that a running server cannot change; SIGHUP keeps the old value and says so."""
+"""Fields that a running server cannot change; SIGHUP keeps the old value and says so (and Wyoming its limits)."""
 
 
 @dataclass(frozen=True)

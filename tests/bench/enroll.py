@@ -43,7 +43,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "LoRA r = 16": {"rank": 16, "alpha": 32.0},
     "gains only": {"train": "gain", "learning_rate": 5e-3},
     "LoRA r = 8 and gains": {"train": "both"},
-    "LoRA r = 16, four times the rate, 14 epochs": {"rank": 16, "alpha": 32.0, "learning_rate": 2e-3, "epochs": 14},
+    "LoRA r = 16, rate 2e-3, 14 epochs": {"rank": 16, "alpha": 32.0, "learning_rate": 2e-3, "epochs": 14},
 }
 TARGET_SETS = ("accented-check.jsonl", "librispeech-other-dev.jsonl")
 N_ENROLL = 10
