@@ -3,8 +3,7 @@
     python -m whisperfold.compiler.canary librispeech-train.jsonl runtime/canary
 
 Two lists of different speakers: canary.jsonl (heard before and after) and replay.jsonl (rehearsed while learning,
-if at all).
-None of them is in compiler/data. The transcripts are those of the original multilingual base at 30 s.
+if at all). None of them is in compiler/data. The transcripts are those of the original multilingual base at 30 s.
 """
 
 from __future__ import annotations

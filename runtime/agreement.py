@@ -16,7 +16,8 @@ import numpy as np
 from whisperfold.runtime.attention import strongest_positions
 from whisperfold.runtime.tokenizer import Tokenizer
 
-_MARKS = string.punctuation + string.whitespace + "…“”‘’。，！？、"
+MARKS = string.punctuation + string.whitespace + "…“”‘’。，！？、"
+"""What a token may hold beside words."""
 POLICIES = ("local-agreement", "attention-frontier")
 
 
@@ -58,7 +59,7 @@ def whole_words(tokens: Sequence[int], n_tokens: int, tokenizer: Tokenizer, lang
         if end + len(ids) > n_tokens:
             return end
         end += len(ids)
-    while end and not tokenizer.decode(tokens[end - 1 : end]).strip(_MARKS):
+    while end and not tokenizer.decode(tokens[end - 1 : end]).strip(MARKS):
         end -= 1
     return end
 

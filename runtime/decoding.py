@@ -18,7 +18,7 @@ from whisperfold.runtime.filters import LogitFilter, log_sum_exp
 from whisperfold.runtime.guards import compression_ratio, max_tokens
 from whisperfold.runtime.search import Attempt, Search, make_attempt
 from whisperfold.runtime.session import CrossCache, Engine
-from whisperfold.runtime.tokenizer import Tokenizer
+from whisperfold.runtime.tokenizer import TIMESTAMP_S, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ def decode(
     attempt, temperature, ratio, text = best
     is_gibberish = attempt.avg_logprob < options.gibberish_threshold and not search.prefix
     if is_gibberish or _is_silence(search, attempt):
-        attempt, ratio, text = Attempt([], [], "silence", []), 0.0, ""
-        return _result(search, attempt, "", 0.0, temperature, language)
+        return _result(search, Attempt([], [], "silence", []), "", 0.0, temperature, language)
     return _result(search, attempt, text, ratio, temperature, language)
 
 
@@ -118,16 +117,14 @@ def _new_search(
         words = tokenizer.encode(" " + options.prompt.strip())[-(half - 1) :]
         initial = [engine.tokens.sot_prev, *words, *initial]
     prefix = _prefix_tokens(tokenizer, options.prefix)[: half - len(tokenizer.sot_sequence(language, options.task))]
-    window_s = cross.n_audio_positions * 0.02
-    rate = max_tokens(
-        audio_s if audio_s is not None else window_s, options.max_tokens_per_s, options.extra_tokens, half
-    )
+    window_s = cross.n_audio_positions * TIMESTAMP_S
+    heard_s = audio_s if audio_s is not None else window_s
+    rate = max_tokens(heard_s, options.max_tokens_per_s, options.extra_tokens, half)
     room = engine.dims.n_text_ctx - len(initial) - len(prefix)
     bias = engine.hotword_bias(options.hotwords, options.hotword_boost) if options.hotwords else None
     logit_filter = LogitFilter(engine.tokens, engine.dims.n_vocab, options.timestamps, audio_s=window_s, hotwords=bias)
     limit = max(1, min(rate - len(prefix), half, room))
-    n_positions = round((audio_s if audio_s is not None else window_s) / 0.02)
-    return Search(engine, cross, initial, prefix, logit_filter, limit, n_positions, options)
+    return Search(engine, cross, initial, prefix, logit_filter, limit, round(heard_s / TIMESTAMP_S), options)
 
 
 def _prefix_tokens(tokenizer: Tokenizer, prefix: str | tuple[int, ...] | None) -> list[int]:

@@ -9,11 +9,11 @@ twice looks at the same 20 ms again (docs/decisions/0019).
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
 
 import numpy as np
 
+from whisperfold.runtime.agreement import MARKS
 from whisperfold.runtime.attention import strongest_positions
 from whisperfold.runtime.tokenizer import Tokenizer
 
@@ -23,7 +23,6 @@ _NEAR_POSITIONS = 5
 """How far apart (20 ms each) two tokens may attend and count as one sound, for every piece between them ..."""
 _MOST_POSITIONS = 15
 """... up to this."""
-_MARKS = string.punctuation + string.whitespace + "…“”‘’。，！？、"
 
 
 class Heard:
@@ -56,7 +55,7 @@ class Heard:
     def _piece(self, token: int) -> str:
         """A token's text without case and marks; parts of characters go by their number."""
         text = self._tokenizer.decode([token])
-        return str(token) if "\ufffd" in text else text.strip(_MARKS).lower()
+        return str(token) if "\ufffd" in text else text.strip(MARKS).lower()
 
 
 def find_rehearing(pieces: Sequence[str], positions: Sequence[int]) -> int | None:

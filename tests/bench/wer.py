@@ -71,10 +71,9 @@ def measure(bundle: Path, manifests: list[Path], non_speech: Path, beside: bool,
     for manifest in manifests:
         report = verify(bundle, manifest, against=source if beside else None, **options)
         print_report(report, options["console"])
-        sets.append({**report, "name": manifest.stem, "set": manifest.name})
-    for row in sets:
-        for model in (row["model"], row.get("against", {})):
+        for model in (report["model"], report.get("against", {})):
             model.pop("path", None)
+        sets.append({**report, "name": manifest.stem, "set": manifest.name})
     silent = verify(bundle, non_speech, threads=options["threads"], console=options["console"])["model"]["clips"]
     return {"bundle": describe_bundle(bundle), "source": source, "sets": sets, "non_speech": silent}
 

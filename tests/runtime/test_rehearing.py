@@ -47,7 +47,6 @@ class AttendingEngine(ScriptedEngine):
         super().__init__(script)
         self.places, self.n_prefix = places, n_prefix
         self.bundle = SimpleNamespace(name="attending", alignment_heads=[(0, 0), (0, 1)])
-        self.tokenizer.decode = lambda tokens: " ".join(f"w{token}" for token in tokens)
 
     def step(self, tokens: np.ndarray, cache: Any, positions: Any = None, attention: bool = False) -> Any:
         first = cache.length
