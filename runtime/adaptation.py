@@ -1,6 +1,7 @@
 """Recordings of one person -> an adapter: gradients by adapt.onnx, AdamW in numpy.
 
-    epoch: every recording once, augmented; now and then a clip of other speakers (replay), so that they stay
+    epoch: every recording once, augmented, some with another one after it; now and then a clip of other speakers
+           (replay), so that they stay
     step:  the mean gradient of a few recordings, clipped; the adapter is the running average of the steps
     after every epoch: loss of held-out recordings, checkpoint; a run that makes them worse is stopped
 
@@ -24,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from whisperfold.runtime.adapter import Adapter
+from whisperfold.runtime.audio import SAMPLE_RATE
 from whisperfold.runtime.augment import Augmentation, augment
 from whisperfold.runtime.errors import ConfigError, EnrollmentError
 from whisperfold.runtime.files import refusal_as, write_atomic
@@ -32,6 +34,8 @@ from whisperfold.runtime.training_graph import Lesson, TrainingGraph
 from whisperfold.runtime.windows import max_samples
 
 KINDS = {"lora": (".lora_A", ".lora_B"), "gain": (".gain",), "both": (".lora_A", ".lora_B", ".gain")}
+GAP_S = (0.2, 0.8)
+"""Silence between two recordings that are learned as one, seconds."""
 PRESENTATIONS = 200
 """Of all recordings together, where the number of epochs is not given."""
 
@@ -56,6 +60,10 @@ class AdaptationOptions:
     warm_up_share: float = 0.1
     """Share of the steps in which the rate rises."""
     clip_norm: float = 1.0
+    join_share: float = 0.5
+    """Share of the recordings that another one follows."""
+    max_joined_s: float = 15.0
+    """Two that are longer together stay apart."""
     replay_share: float = 0.0
     """Clips of other speakers per recording."""
     average_decay: float = 0.0
@@ -74,6 +82,8 @@ class AdaptationOptions:
             raise ConfigError("rank, batch and patience must be at least 1, epochs 0 or more, learning_rate above 0")
         if not 0.0 <= self.average_decay < 1.0 or not 0.0 <= self.replay_share <= 4.0:
             raise ConfigError("average_decay must be 0 to below 1, replay_share 0 to 4")
+        if not 0.0 <= self.join_share <= 1.0:
+            raise ConfigError(f"join_share={self.join_share}: expected 0 to 1")
 
     def n_epochs(self, n_recordings: int) -> int:
         """Return how often each of so many recordings is heard."""
@@ -184,7 +194,7 @@ class Adaptation:
         order, losses = rng.permutation(len(self._lessons)), []
         per_epoch = -(-len(self._lessons) // options.batch)
         for step in range(per_epoch):
-            chosen = [self._lessons[i] for i in order[step * options.batch :][: options.batch]]
+            chosen = [self._followed(self._lessons[i], rng) for i in order[step * options.batch :][: options.batch]]
             n_replay = int(rng.poisson(options.replay_share * len(chosen))) if self._replay else 0
             others = [self._replay[i] for i in rng.integers(0, len(self._replay), n_replay)] if n_replay else []
             gradients, loss = self._gradients(chosen, others, rng)
@@ -194,6 +204,17 @@ class Adaptation:
             share = (epoch * per_epoch + step + 1) / (self._stop_after * per_epoch)
             self._on_step(StepReport(self._name, epoch, share, loss, self._resumed_share))
         return {"epoch": epoch + 1.0, "loss": float(np.mean(losses)), "seconds": time.monotonic() - started_s}
+
+    def _followed(self, lesson: Lesson, rng: np.random.Generator) -> Lesson:
+        """Return a recording, now and then with another one after it: a text need not end at its first full stop."""
+        follows, gap_s = rng.random() < self.options.join_share, rng.uniform(*GAP_S)
+        other = self._lessons[rng.integers(len(self._lessons))]
+        gap = np.zeros(round(gap_s * SAMPLE_RATE), np.float32)
+        samples = np.concatenate([lesson.samples, gap, other.samples])
+        longest = min(max_samples(self._graph.bundle.window), round(self.options.max_joined_s * SAMPLE_RATE))
+        if not follows or samples.size > longest:
+            return lesson
+        return Lesson(f"{lesson.name}, {other.name}", samples, f"{lesson.text.strip()} {other.text.strip()}")
 
     def _gradients(
         self, chosen: Sequence[Lesson], others: Sequence[Lesson], rng: np.random.Generator

@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from whisperfold.runtime.lessons import (
     canary_lessons,
     fold_numbers,
     hear,
+    longest_recording_s,
     replay_lessons,
     select,
 )
@@ -154,6 +155,9 @@ class _Enrollment:
         self.bundle = transcriber.bundle
         self._on_progress, self._guard = on_progress, guard
         known = options.language or store.language(name)
+        longest_s = longest_recording_s(self.bundle, self.options.max_memory_mb)
+        adaptation = self.options.adaptation
+        self._recipe = replace(adaptation, max_joined_s=min(adaptation.max_joined_s, longest_s))
         self._language = known or ("en" if self.bundle.tokens.multilingual else None)
         self._threads = transcriber.engine.threads
         self._graph = TrainingGraph(self.bundle, self._threads, self._language)
@@ -239,7 +243,7 @@ class _Enrollment:
             "epochs": final.epochs,
             "seconds": round(time.monotonic() - self._started_s, 1),
             "history": [list(run.history) for run in runs],
-            "options": asdict(self.options.adaptation),
+            "options": asdict(self._recipe),
             "rules": asdict(self.options.rules),
             "bundle_name": self.bundle.name,
             "norms": {module: round(norm, 4) for module, norm in final.adapter.norms().items()},
@@ -275,7 +279,7 @@ class _Enrollment:
             lessons,
             held_out,
             self._replay,
-            self.options.adaptation,
+            self._recipe,
             stop_after=stop_after,
             checkpoint=self._state / f"{run}.safetensors",
             on_step=on_step,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whisperfold.runtime.adaptation import Adaptation, AdaptationOptions, StepReport
+from whisperfold.runtime.adaptation import GAP_S, Adaptation, AdaptationOptions, StepReport
 from whisperfold.runtime.augment import Augmentation, augment
 from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.errors import ConfigError, EnrollmentError
@@ -149,7 +149,7 @@ def test_only_what_is_named_is_trained(bundle: Bundle, lessons: list[Lesson]) ->
 
 
 def test_impossible_options_and_losses(bundle: Bundle, lessons: list[Lesson]) -> None:
-    for wrong in ({"train": "all"}, {"rank": 0}, {"average_decay": 1.0}):
+    for wrong in ({"train": "all"}, {"rank": 0}, {"average_decay": 1.0}, {"join_share": 1.5}):
         with pytest.raises(ConfigError):
             AdaptationOptions(**wrong)
     with pytest.raises(EnrollmentError, match="no recordings"):
@@ -175,6 +175,31 @@ def test_a_full_window_is_not_slowed_down_beyond_it(bundle: Bundle, jfk: np.ndar
     full = [Lesson("full", np.resize(jfk, longest), "And so")]
     Adaptation(fake, full, (), (), replace(OPTIONS, epochs=8, augmentation=slow)).run()
     assert len(seen) == 8 and max(seen) <= longest
+
+
+def test_some_recordings_are_followed_by_another_one(bundle: Bundle) -> None:
+    if "adapt" not in bundle.manifest:
+        pytest.skip("the bundle has no training graph")
+    lessons = [Lesson(text, np.full(n * 16000, n / 10, np.float32), text) for n, text in ((2, "Two."), (4, "Four."))]
+    still = replace(OPTIONS, replay_share=0.0, epochs=40, augmentation=Augmentation((1.0, 1.0), (0.0, 0.0), 0.0))
+
+    def heard(**changes: float) -> list[tuple[str, float]]:
+        """Texts and seconds of all presentations."""
+        fake, seen = FakeGraph(bundle, []), []
+        fake.run = lambda samples, text, *rest: (
+            seen.append((text, samples.size / 16000)) or FakeGraph.run(fake, samples, text, *rest)
+        )
+        Adaptation(fake, lessons, (), (), replace(still, **changes)).run()
+        assert len(seen) == 80
+        return seen
+
+    seconds = {"Two.": 2, "Four.": 4, "Two. Two.": 4, "Two. Four.": 6, "Four. Two.": 6, "Four. Four.": 8}
+    for text, length_s in (found := heard(join_share=0.5)):
+        assert seconds[text] + ("." in text[:-1]) * GAP_S[0] <= length_s <= seconds[text] + GAP_S[1]
+    assert {text for text, _ in found} == set(seconds)
+    assert 25 <= sum("." in text[:-1] for text, _ in found) <= 55
+    assert {text for text, _ in heard(join_share=0.0)} == {"Two.", "Four."}
+    assert {text for text, _ in heard(join_share=1.0, max_joined_s=5.0)} == {"Two.", "Four.", "Two. Two."}
 
 
 def test_a_checkpoint_of_another_language_is_not_used_and_a_resumed_run_says_so(
