@@ -142,6 +142,18 @@ def compile_section(result: dict[str, Any]) -> str:
     )
 
 
+def healing_section(result: dict[str, Any]) -> str:
+    """Heading, conditions, table."""
+    import healing
+
+    return (
+        f"## Healing\n\n{computer(result['machine'])}\n\n"
+        f"`{result['recipe']}` at {result['budget']} of the encoder's layers, refitted; then what the first column says. "
+        "WER of whole clips before and after 8 and 4 bits; the person is that of accented-check, other recordings of whom "
+        f"are learned in the last two rows.\n\n{healing.markdown(result)}\n"
+    )
+
+
 SECTIONS = {
     "speed": speed_section,
     "stream": stream_section,
@@ -150,6 +162,7 @@ SECTIONS = {
     "enroll": enroll_section,
     "graphs": graphs_section,
     "compile_cost": compile_section,
+    "healing": healing_section,
 }
 
 

@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ggml  # noqa: E402
+import healing  # noqa: E402
 import page  # noqa: E402
 import speed  # noqa: E402
+from machine import ROOT  # noqa: E402
+
+from whisperfold.compiler.config import load_config  # noqa: E402
 
 DIMS = {
     "n_mels": 4, "n_audio_ctx": 6, "n_audio_state": 32, "n_audio_head": 2, "n_audio_layer": 1,
@@ -145,3 +150,20 @@ def test_page_says_what_every_stage_of_a_compile_costs(tmp_path: Path) -> None:
     text = page.render(tmp_path)
     assert "| base | frames | 17.9 | 16 | 2691 |\n| base | all, with export |  |  | 3000 |" in text
     assert "C, 2 cores, Linux, Python 3.11, 2026-01-02.\n\nBudget 55%" in text and "busy" not in text
+
+
+def test_healings_differ_in_one_thing_and_share_all_stages_before(tmp_path: Path) -> None:
+    recipe = load_config(ROOT / "compiler" / "configs" / "tiny.en.toml")
+    plain, *others = (config for _, _, config in healing.plan(recipe))
+    assert plain.heal.epochs == 0 and not plain.speaker and plain.budget == healing.BUDGET
+    for config in others:
+        assert replace(config, heal=plain.heal, speaker=None, adapt=plain.adapt) == plain != config
+        assert not config.speaker or Path(config.speaker).parent == Path(recipe.verify[0]).parent
+    result = {
+        "machine": {"cpu": "C", "cores": 2, "memory_bytes": 0, "system": "Linux", "python": "3.11",
+                    "load_average_1_min": 0.1, "date": "2026-01-02"},
+        "recipe": "tiny.en.toml", "budget": "75%",
+        "rows": [{"label": "DoRA", "seconds": 90, "trained": 2014752, "fp32": {"s": 13.6}, "bundle": {"s": 12.5}}],
+    }  # fmt: skip
+    (tmp_path / "healing.json").write_text(json.dumps(result))
+    assert "| DoRA | 1.5 | 2015 | 13.60 → 12.50 |" in page.render(tmp_path)
