@@ -53,6 +53,8 @@ class CompileConfig:
     """all, or the languages whose words the bundle keeps whole tokens for: en,de."""
     join_s: tuple[float, float] = (2.0, 14.0)
     """Clips of one speaker are joined until a length drawn from this range, seconds."""
+    cut_short_share: float = 0.35
+    """Share of the utterances that end before their end, as what a stream hears does."""
     every_nth: int = 1
     """Take every n-th utterance of the second and later audio sets."""
     max_teacher_wer: float = 0.4
@@ -89,6 +91,7 @@ class CompileConfig:
         for name, number, low, high in (
             ("tail_s", self.tail_s, 0.0, 5.0),
             ("max_s", self.max_s, 2.0, 29.0),
+            ("cut_short_share", self.cut_short_share, 0.0, 1.0),
             ("every_nth", self.every_nth, 1, 1000),
             ("student.decoder_layers", self.student.decoder_layers, 0, 100),
             ("student.epochs", self.student.epochs, 0, 1000),

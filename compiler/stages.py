@@ -30,7 +30,7 @@ from whisperfold.compiler.factorize import cut_model, spectra
 from whisperfold.compiler.manifests import Item, read_items
 from whisperfold.compiler.spending import choose_widths
 from whisperfold.compiler.teacher import Lesson, teach
-from whisperfold.compiler.utterances import Utterance, join_clips
+from whisperfold.compiler.utterances import Utterance, cut_short, join_clips
 from whisperfold.compiler.vocabulary import ALL, Vocabulary, cut_vocabulary
 from whisperfold.compiler.work import StageResult, Work
 from whisperfold.models.dims import Widths
@@ -92,12 +92,12 @@ class Compile:
 
 
 def read_utterances(config: CompileConfig) -> list[Utterance]:
-    """Read the audio sets; clips of one speaker are joined."""
+    """Read the audio sets; clips of one speaker are joined, some of what comes of it is cut short."""
     found: list[Utterance] = []
     for i, path in enumerate(config.audio or (str(SHIPPED_SPEECH),)):
         joined = join_clips(read_items(path), config.join_s, config.seed)
         found += joined if i == 0 else joined[:: config.every_nth]
-    return found
+    return cut_short(found, config.cut_short_share, config.seed)
 
 
 def audio_key(items: list[Item]) -> list[Any]:
@@ -122,7 +122,7 @@ def teach_original(run: Compile) -> StageResult:
             )
 
     items = [item for utterance in run.utterances for item in utterance.items]
-    groups = [len(utterance.items) for utterance in run.utterances]
+    groups = [(len(u.items), round(u.duration_s, 3) if u.is_cut_short else None) for u in run.utterances]
     inputs = [
         run.checkpoint.provenance["sha256"],
         audio_key(items),

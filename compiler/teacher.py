@@ -155,7 +155,7 @@ def _teach_part(
             advance()
             hypothesis = normalise(tokenizer.decode(text, skip_special_tokens=True))
             reference = normalise(utterance.text) if utterance.text else ""
-            if not text or (reference and jiwer.wer(reference, hypothesis) > max_teacher_wer):
+            if not text or strays(hypothesis, reference, max_teacher_wer, is_cut_short=utterance.is_cut_short):
                 continue
             name = str(first + begin + i)
             for kind, ids in _sequences(checkpoint, text, len(samples) / SAMPLE_RATE).items():
@@ -165,6 +165,14 @@ def _teach_part(
             n_frames = min(encoded.shape[1], math.ceil(len(samples) / SAMPLE_RATE * FRAMES_PER_S))
             tensors[f"{name}.encoded"] = encoded[i, :n_frames].half().clone()
     return tensors
+
+
+def strays(hypothesis: str, reference: str, max_wer: float, *, is_cut_short: bool) -> bool:
+    """Tell whether a text is too far from its reference; where it was cut short, from every beginning of it."""
+    words = reference.split()
+    shortest = 1 if is_cut_short else len(words)
+    beginnings = [" ".join(words[:n]) for n in range(shortest, len(words) + 1)] if words else []
+    return bool(beginnings) and min(jiwer.wer(beginning, hypothesis) for beginning in beginnings) > max_wer
 
 
 def _sequences(checkpoint: Checkpoint, text: list[int], duration_s: float) -> dict[str, Tensor]:

@@ -1,8 +1,11 @@
-"""Manifest items -> training utterances: short clips of one speaker joined, noise added, clips without speech made."""
+"""Manifest items -> training utterances: clips of one speaker joined, some cut short; noise; clips without speech.
+
+A stream hears every window before its last word is over. What is cut short here teaches the compact model to end there.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +17,9 @@ MAX_S = 28.0
 """Longer utterances are left out: with a tail they must fit Whisper's 30 s."""
 GAP_S = (0.15, 0.6)
 """Silence between joined clips, seconds."""
+CUT_SHORT = (0.2, 0.95)
+"""What is left of an utterance that is cut short, of its length."""
+MIN_CUT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -22,10 +28,12 @@ class Utterance:
 
     items: tuple[Item, ...]
     duration_s: float
+    is_cut_short: bool = False
+    """It ends at duration_s, in the middle of a word or not."""
 
     @property
     def text(self) -> str | None:
-        """The transcript, where every clip has one."""
+        """The transcript, where every clip has one; of all that is said, where the utterance is cut short too."""
         texts = [item.text for item in self.items]
         return None if None in texts else " ".join(t for t in texts if t)
 
@@ -37,7 +45,8 @@ class Utterance:
             if parts:
                 parts.append(np.zeros(int(rng.uniform(*GAP_S) * SAMPLE_RATE), np.float32))
             parts.append(item.load())
-        return np.concatenate(parts)
+        samples = np.concatenate(parts)
+        return samples[: round(self.duration_s * SAMPLE_RATE)] if self.is_cut_short else samples
 
 
 def join_clips(items: list[Item], join_s: tuple[float, float], seed: int) -> list[Utterance]:
@@ -68,6 +77,17 @@ def join_clips(items: list[Item], join_s: tuple[float, float], seed: int) -> lis
             close()
     close()
     return utterances
+
+
+def cut_short(utterances: list[Utterance], share: float, seed: int) -> list[Utterance]:
+    """Return the utterances, a share of them ending somewhere before their end."""
+    rng = np.random.default_rng(seed)
+
+    def cut(utterance: Utterance) -> Utterance:
+        length_s = max(MIN_CUT_S, utterance.duration_s * rng.uniform(*CUT_SHORT))
+        return replace(utterance, duration_s=length_s, is_cut_short=True)
+
+    return [cut(utterance) if rng.random() < share else utterance for utterance in utterances]
 
 
 def add_noise(rng: np.random.Generator, samples: np.ndarray, snr_db: tuple[float, float]) -> np.ndarray:
