@@ -54,7 +54,14 @@ from whisperfold.runtime.bundle import Bundle
 def compile_bundle(
     config: CompileConfig, output: Path, work_dir: Path, console: Console, *, offline: bool = False
 ) -> Bundle:
-    """Compile config.source into a bundle at output, resuming from work_dir what has not changed."""
+    """Compile config.source into a bundle at output, resuming from work_dir what has not changed.
+
+    Raises:
+        SourceError: the checkpoint cannot be had.
+        CompileError: speech that cannot be read, or graphs that are not the model.
+        ConfigError: a budget that no cut reaches; a vocabulary, language or student that this checkpoint does not have.
+        BundleError: output cannot be written; what was there stays.
+    """
     torch.set_num_threads(config.threads)
     checkpoint = load_source(config.source, revision=config.revision, offline=offline)
     run = Compile(config, checkpoint, Work(work_dir, console), read_utterances(config), [])

@@ -54,7 +54,13 @@ def run_study(
     only: tuple[str, ...] = (),
     offline: bool = False,
 ) -> Path:
-    """Run the cells that are not done yet, and write output/study.jsonl, study.md and study.html after each."""
+    """Run the cells that are not done yet, and write output/study.jsonl, study.md and study.html after each.
+
+    Raises:
+        ConfigError: a pattern of only matches no cell, or the recipe makes a student.
+        SourceError: the checkpoint cannot be had.
+        CompileError: as `compile_bundle`.
+    """
     torch.set_num_threads(config.recipe.threads)
     cells = config.cells(only)
     output.mkdir(parents=True, exist_ok=True)

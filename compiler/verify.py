@@ -57,6 +57,11 @@ def verify(
     Returns:
         {"set", "vad", "model": {figures, "clips"}, "against": the same, "difference": {"points", "low", ..}},
         JSON-ready; the last two only with `against`.
+
+    Raises:
+        BundleError: no bundle at bundle_path, or a damaged one.
+        CompileError: the manifest cannot be read.
+        SourceError: `against` is neither a bundle nor a checkpoint that can be had.
     """
     items = read_items(manifest)
     model, evaluation = _measure(_bundle_model(bundle_path, vad, plain, threads), items, console)
