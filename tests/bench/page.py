@@ -148,9 +148,9 @@ def healing_section(result: dict[str, Any]) -> str:
 
     return (
         f"## Healing\n\n{computer(result['machine'])}\n\n"
-        f"`{result['recipe']}` at {result['budget']} of the encoder's layers, refitted; then what the first column says. "
-        "WER of whole clips before and after 8 and 4 bits; the person is that of accented-check, other recordings of whom "
-        f"are learned in the last two rows.\n\n{healing.markdown(result)}\n"
+        f"`{result['recipe']}` at {result['budget']} of the encoder's layers, refitted; then what the first column "
+        "says. WER of whole clips before and after 8 and 4 bits; the person is that of accented-check, of whom other "
+        f"recordings are learned in the last two rows.\n\n{healing.markdown(result)}\n"
     )
 
 
