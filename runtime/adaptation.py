@@ -208,7 +208,7 @@ class Adaptation:
     def _followed(self, lesson: Lesson, rng: np.random.Generator) -> Lesson:
         """Return a recording, now and then with another one after it: a text need not end at its first full stop."""
         follows, gap_s = rng.random() < self.options.join_share, rng.uniform(*GAP_S)
-        other = self._lessons[rng.integers(len(self._lessons))]
+        other = self._lessons[int(rng.integers(len(self._lessons)))]
         gap = np.zeros(round(gap_s * SAMPLE_RATE), np.float32)
         samples = np.concatenate([lesson.samples, gap, other.samples])
         longest = min(max_samples(self._graph.bundle.window), round(self.options.max_joined_s * SAMPLE_RATE))
