@@ -143,6 +143,11 @@ class Adapter:
         quantized, scale = quantize_columns(weight)
         return {**folded, name: quantized, f"{name}.scale": scale}
 
+    def weakened(self, strength: float) -> Adapter:
+        """Return the adapter that changes the bundle by a share of what this one does; 1 is this one."""
+        gains = {name: np.float32(strength) * array for name, array in self.tensors.items() if name.endswith(".gain")}
+        return Adapter({**self.tensors, **gains}, self.rank, self.alpha * strength)
+
     def norms(self) -> dict[str, float]:
         """Return how large the change of each module is: the Frobenius norm of scaling * B A."""
         names = [name.removesuffix(".lora_A") for name in self.tensors if name.endswith(".lora_A")]

@@ -38,6 +38,8 @@ class Decision:
     promoted: bool
     reason: str
     """One line for the owner."""
+    harms_others: bool = False
+    """Nothing else is wrong with it: a weaker profile may be taken."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def decide(owner: Comparison, canary: Comparison, rules: PromotionRules, against
         return Decision(False, f"the gain may be luck ({sure}): {change}; more recordings will tell")
     if canary.difference > rules.max_canary_rise:
         limit = f"{canary.difference:+.2f} points, at most {rules.max_canary_rise:+.2f} allowed"
-        return Decision(False, f"others would be understood worse: {others} ({limit}), though {change}")
+        return Decision(False, f"others would be understood worse: {others} ({limit}), though {change}", True)
     if against is not None and against.new > against.current:
         errors = f"{against.current} errors in {against.words} words of the recordings that it knows, now {against.new}"
         return Decision(False, f"the profile in use understands you better: {errors}; are the added ones good?")

@@ -2,6 +2,7 @@
 
     recordings -> checks, heard before -> adapters of the folds -> heard after -------+
        adapter of all of them -> folded, 8 bit -> other speakers, before and after ---+-> decision -> profile
+                 ^-------------- weaker, where it is only others that it harms -------+
 
 The owner's figures come from the folds: every recording is heard by weights that were not trained on it, folded and
 quantised like the profile. One thing it does decide: a run whose loss on it rises above what it was before learning is
@@ -46,6 +47,9 @@ from whisperfold.runtime.training_graph import Lesson, TrainingGraph
 from whisperfold.runtime.transcribe import Transcriber
 
 _LOG = logging.getLogger(__name__)
+STRENGTHS = (1.0, 0.7, 0.5)
+"""Of a profile, as shares of what was learned: half way back, a model has most of what it knew again and keeps most of
+what it learned (WiSE-FT, Wortsman et al., arXiv 2109.01903)."""
 
 
 @dataclass(frozen=True)
@@ -125,12 +129,16 @@ def enroll(
     with store.locked(name):
         run = _Enrollment(store, name, transcriber, options or EnrollOptions(), on_progress, guard or DeviceGuard())
         selection = run.select()
-        adapted, after = run.cross_validate()
+        adapted = run.cross_validate()
         final = run.train_all(adapted)
-        canary = run.other_speakers(final.adapter)
-        owner = compare(selection.before, after)
-        decision = decide(owner, canary, run.options.rules, run.against_current(after))
-        profile = run.save(final, [*adapted, final], after, decision, owner, canary)
+        for strength in STRENGTHS:
+            after = run.hear_folds(adapted, strength)
+            canary = run.other_speakers(final.adapter.weakened(strength))
+            owner = compare(selection.before, after)
+            decision = decide(owner, canary, run.options.rules, run.against_current(after))
+            if not decision.harms_others:
+                break
+        profile = run.save(final, strength, adapted, after, decision, owner, canary)
         if decision.promoted:
             store.promote(profile)
             store.use(name)
@@ -167,6 +175,7 @@ class _Enrollment:
             private_dir(self._state)
         self._started_s = time.monotonic()
         self._planned, self._done, self._resumed = 1.0, 0.0, 0.0
+        self._canary_before: list[Score] = []
 
     def select(self) -> Selection:
         """Check the recordings and divide them."""
@@ -183,21 +192,31 @@ class _Enrollment:
         self._planned = self._n_folds + 1 - len(compared) / len(self.lessons)
         return self.selection
 
-    def cross_validate(self) -> tuple[list[Adapted], list[Score]]:
-        """Train one adapter per fold on the other folds; each hears its fold, folded and quantised."""
+    def cross_validate(self) -> list[Adapted]:
+        """Train one adapter per fold on the other folds."""
         self._training_s = time.monotonic()
         adapted: list[Adapted] = []
-        scores: dict[str, Score] = {}
         for number in range(self._n_folds):
             inside = [lesson for lesson in self.lessons if self._folds.get(lesson.name) != number]
-            outside = [lesson for lesson in self.lessons if self._folds.get(lesson.name) == number]
-            adapted.append(self._train(f"fold-{number}", inside, outside))
+            adapted.append(self._train(f"fold-{number}", inside, self._fold(number)))
             self._done += len(inside) / len(self.lessons)
-            folded = self._folded(adapted[-1].adapter)
-            scores |= {item.name: item for item in hear(folded, outside, self._language, self._told, "testing")}
+            give_back()
+        return adapted
+
+    def hear_folds(self, adapted: Sequence[Adapted], strength: float) -> list[Score]:
+        """Have every recording heard by the adapter that did not learn it, weakened, folded and quantised."""
+        scores: dict[str, Score] = {}
+        for number, run in enumerate(adapted):
+            folded = self._folded(run.adapter.weakened(strength))
+            heard = hear(folded, self._fold(number), self._language, self._told, "testing")
+            scores |= {item.name: item for item in heard}
             del folded
             give_back()
-        return adapted, [scores[item.name] for item in self.selection.before]
+        return [scores[item.name] for item in self.selection.before]
+
+    def _fold(self, number: int) -> list[Lesson]:
+        """The recordings of a fold."""
+        return [lesson for lesson in self.lessons if self._folds.get(lesson.name) == number]
 
     def train_all(self, adapted: Sequence[Adapted]) -> Adapted:
         """Train the profile's adapter on all recordings, for the share of the epochs that did the folds no harm."""
@@ -209,9 +228,10 @@ class _Enrollment:
         """The canary, before and after."""
         clips = canary_lessons(self.options.canary_clips)
         language = "en" if self.bundle.tokens.multilingual else None
-        before = hear(self.transcriber, clips, language, self._told, "other speakers")
+        if not self._canary_before:
+            self._canary_before = hear(self.transcriber, clips, language, self._told, "other speakers")
         after = hear(self._folded(adapter), clips, language, self._told, "other speakers")
-        return compare(before, after)
+        return compare(self._canary_before, after)
 
     def against_current(self, after: Sequence[Score]) -> Rematch | None:
         """The new profile and the current one, if there is one, in the recordings that both were judged by."""
@@ -222,13 +242,15 @@ class _Enrollment:
     def save(
         self,
         final: Adapted,
-        runs: Sequence[Adapted],
+        strength: float,
+        folds: Sequence[Adapted],
         after: Sequence[Score],
         decision: Decision,
         owner: Comparison,
         canary: Comparison,
     ) -> Profile:
-        """Write the profile's new version; it is not in use yet."""
+        """Write the profile's new version; it is not in use yet. `other_speakers` has folded it."""
+        adapter = final.adapter.weakened(strength)
         facts: dict[str, Any] = {
             "promoted": decision.promoted,
             "reason": decision.reason,
@@ -242,14 +264,15 @@ class _Enrollment:
             "folds": self._n_folds,
             "epochs": final.epochs,
             "seconds": round(time.monotonic() - self._started_s, 1),
-            "history": [list(run.history) for run in runs],
+            "strength": strength,
+            "history": [list(run.history) for run in (*folds, final)],
             "options": asdict(self._recipe),
             "rules": asdict(self.options.rules),
             "bundle_name": self.bundle.name,
-            "norms": {module: round(norm, 4) for module, norm in final.adapter.norms().items()},
+            "norms": {module: round(norm, 4) for module, norm in adapter.norms().items()},
         }
         page = render_report(self.name, facts, self.selection.before, after, self.selection.left_out)
-        return self.store.add(self.name, final.adapter, self._weights, facts, page)
+        return self.store.add(self.name, adapter, self._weights, facts, page)
 
     def clean_up(self) -> None:
         """Forget the checkpoints."""

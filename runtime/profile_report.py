@@ -54,7 +54,8 @@ def render_report(
     if left_out:
         rows = "".join(f"<tr><td>{_text(file)}</td><td>{_text(reason)}</td></tr>" for file, reason in left_out)
         parts.append(_section("Left out", "Recordings that were not used.", f"<table>{rows}</table>"))
-    parts.append(_section("Recipe", "", _table([(key, str(value)) for key, value in facts["options"].items()])))
+    recipe = {"strength": facts["strength"]} | facts["options"]
+    parts.append(_section("Recipe", "", _table([(key, str(value)) for key, value in recipe.items()])))
     title = _text(f"{name}: enrollment report")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

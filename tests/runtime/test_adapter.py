@@ -71,6 +71,15 @@ def test_fold_is_base_plus_adapter_in_float(adaptable: Bundle) -> None:
         assert error < 0.03, (part["module"], error)  # 8 bits; without the gain it is 0.05
 
 
+def test_a_weaker_adapter_changes_a_share(adaptable: Bundle) -> None:
+    adapter = random_adapter(adaptable, 0.05)
+    half, whole = adapter.weakened(0.5), adapter.weakened(1.0)
+    assert half.norms() == pytest.approx({name: norm / 2 for name, norm in adapter.norms().items()})
+    assert whole.norms() == adapter.norms()
+    for name, tensor in adapter.tensors.items():
+        assert np.array_equal(half.tensors[name], tensor * (0.5 if name.endswith(".gain") else 1.0))
+
+
 def test_the_folded_bundle_hears_what_base_and_adapter_hear(adaptable: Bundle, jfk: np.ndarray) -> None:
     adapter = random_adapter(adaptable, 0.01)
     graph = TrainingGraph(adaptable, 1)

@@ -219,6 +219,26 @@ def test_added_recordings_must_not_make_the_known_ones_worse(
     assert store.active().version == "0002"
 
 
+@pytest.mark.parametrize(("rises", "strength"), [((0.2,), 1.0), ((0.9, 0.4), 0.7), ((2.0, 0.9, 0.8), 0.5)])
+def test_a_profile_that_harms_only_others_is_tried_weaker(
+    store: ProfileStore,
+    transcriber: Transcriber,
+    jfk: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    no_training: type[NoTraining],
+    rises: tuple[float, ...],
+    strength: float,
+) -> None:
+    fill(store, jfk, 12)
+    found = [c for rise in rises for c in (comparison(5.0, 5.0 + rise), comparison(10.0, 5.0))]  # canary, owner
+    monkeypatch.setattr("whisperfold.runtime.enroll.compare", lambda before, after: found.pop(0))
+    outcome = enroll(store, "anna", transcriber, QUICK)
+    assert found == [] and outcome.decision.promoted == (rises[-1] <= 0.5)
+    assert outcome.profile.facts["strength"] == strength
+    stored = Adapter.load(outcome.profile.folder / "adapter.safetensors")
+    assert stored.scaling == pytest.approx(strength * 8.0)
+
+
 def hear_with_errors(n: int):
     """Everything is heard with so many errors."""
 
