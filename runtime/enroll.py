@@ -163,10 +163,10 @@ class _Enrollment:
         self.bundle = transcriber.bundle
         self._on_progress, self._guard = on_progress, guard
         known = options.language or store.language(name)
+        self._language = known or ("en" if self.bundle.tokens.multilingual else None)
         longest_s = longest_recording_s(self.bundle, self.options.max_memory_mb)
         adaptation = self.options.adaptation
         self._recipe = replace(adaptation, max_joined_s=min(adaptation.max_joined_s, longest_s))
-        self._language = known or ("en" if self.bundle.tokens.multilingual else None)
         self._threads = transcriber.engine.threads
         self._graph = TrainingGraph(self.bundle, self._threads, self._language)
         store.keep_language(name, options.language)
