@@ -30,6 +30,7 @@ from whisperfold.runtime.profiles import ProfileStore
 from whisperfold.runtime.recognizer import Recognizer
 from whisperfold.runtime.serve import create_app
 from whisperfold.runtime.server_config import ServerConfig
+from whisperfold.runtime.session import Engine
 from whisperfold.runtime.transcribe import Transcriber
 from whisperfold.runtime.web_server import WebServer
 
@@ -160,12 +161,23 @@ FACTS = {"promoted": True, "reason": "better", "owner": {"before": 10.0, "after"
 
 
 @pytest.fixture(scope="session")
-def other_voice(bundle: Bundle) -> tuple[Adapter, dict[str, np.ndarray]]:
-    """An adapter that nobody trained, and its weights: much the same words, visibly another text."""
+def other_voice(bundle: Bundle, transcriber: Transcriber, jfk: np.ndarray) -> tuple[Adapter, dict[str, np.ndarray]]:
+    """An adapter that nobody trained, and its weights: strong enough to change what the sample clip says."""
+    if "adapt" not in bundle.manifest:
+        pytest.skip("the bundle has no training graph")
     adapter, rng = Adapter.create(bundle, rank=4, alpha=4.0), np.random.default_rng(1)
     for name in [name for name in adapter.tensors if name.endswith("lora_B")]:
         adapter.tensors[name] = rng.normal(0.0, 0.05, adapter.tensors[name].shape).astype(np.float32)
-    return adapter, adapter.fold(bundle)
+    clips = [jfk, jfk[: 16_000 * 5]]
+    plain = [transcriber.transcribe(clip).text for clip in clips]
+    for strength in np.arange(0.5, 3.0, 0.1):
+        voice = adapter.weakened(float(strength))
+        weights = voice.fold(bundle)
+        changed = Transcriber(Engine(bundle, 2, overrides=weights))
+        texts = [changed.transcribe(clip).text for clip in clips]
+        if all(text and text != was for text, was in zip(texts, plain, strict=True)):
+            return voice, weights
+    raise AssertionError("no strength of a random adapter changes the texts and leaves some")
 
 
 @pytest.fixture

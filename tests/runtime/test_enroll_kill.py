@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from whisperfold.runtime.adaptation import AdaptationOptions
-from whisperfold.runtime.adapter import Adapter, modules
+from whisperfold.runtime.adapter import Adapter
 from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.decision import Decision
 from whisperfold.runtime.enroll import EnrollOptions, Outcome, Progress, enroll
@@ -98,17 +98,13 @@ def text_of(store: ProfileStore, bundle: Bundle, jfk: np.ndarray) -> str:
 
 
 @pytest.fixture
-def store(transcriber: Transcriber, jfk: np.ndarray, tmp_path: Path) -> ProfileStore:
+def store(
+    transcriber: Transcriber, jfk: np.ndarray, tmp_path: Path, other_voice: tuple[Adapter, dict[str, np.ndarray]]
+) -> ProfileStore:
     """Bert's profile is in use, and hears otherwise than the bundle; Anna has four recordings."""
     bundle = transcriber.bundle
-    if "adapt" not in bundle.manifest:
-        pytest.skip("the bundle has no training graph")
     store = ProfileStore(bundle, tmp_path / "profiles")
-    adapter, rng = Adapter.create(bundle, 2), np.random.default_rng(0)
-    for module in modules(bundle):
-        name = f"{module.name}.lora_B"
-        adapter.tensors[name] = rng.normal(0.0, 0.02, adapter.tensors[name].shape).astype(np.float32)
-    store.promote(store.add("bert", adapter, adapter.fold(bundle), FACTS, "<p>bert</p>"))
+    store.promote(store.add("bert", *other_voice, FACTS, "<p>bert</p>"))
     store.use("bert")
     for number in range(4):
         words, first, last = STRETCHES[number % 2]
