@@ -170,9 +170,11 @@ def _teach_part(
 def strays(hypothesis: str, reference: str, max_wer: float, *, is_cut_short: bool) -> bool:
     """Tell whether a text is too far from its reference; where it was cut short, from every beginning of it."""
     words = reference.split()
+    if not words:
+        return False
     shortest = 1 if is_cut_short else len(words)
-    beginnings = [" ".join(words[:n]) for n in range(shortest, len(words) + 1)] if words else []
-    return bool(beginnings) and min(jiwer.wer(beginning, hypothesis) for beginning in beginnings) > max_wer
+    beginnings = (" ".join(words[:n]) for n in range(shortest, len(words) + 1))
+    return min(jiwer.wer(beginning, hypothesis) for beginning in beginnings) > max_wer
 
 
 def _sequences(checkpoint: Checkpoint, text: list[int], duration_s: float) -> dict[str, Tensor]:

@@ -210,10 +210,11 @@ class Adaptation:
         follows, gap_s = rng.random() < self.options.join_share, rng.uniform(*GAP_S)
         other = self._lessons[int(rng.integers(len(self._lessons)))]
         gap = np.zeros(round(gap_s * SAMPLE_RATE), np.float32)
-        samples = np.concatenate([lesson.samples, gap, other.samples])
+        n_samples = lesson.samples.size + gap.size + other.samples.size
         longest = min(max_samples(self._graph.bundle.window), round(self.options.max_joined_s * SAMPLE_RATE))
-        if not follows or samples.size > longest:
+        if not follows or n_samples > longest:
             return lesson
+        samples = np.concatenate([lesson.samples, gap, other.samples])
         return Lesson(f"{lesson.name}, {other.name}", samples, f"{lesson.text.strip()} {other.text.strip()}")
 
     def _gradients(

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -130,10 +131,11 @@ def enroll(
         run = _Enrollment(store, name, transcriber, options or EnrollOptions(), on_progress, guard or DeviceGuard())
         selection = run.select()
         adapted = run.cross_validate()
-        final = run.train_all(adapted)
+        learned = run.train_all(adapted)
         for strength in STRENGTHS:
             after = run.hear_folds(adapted, strength)
-            canary = run.other_speakers(final.adapter.weakened(strength))
+            final = replace(learned, adapter=learned.adapter.weakened(strength))
+            canary = run.other_speakers(final.adapter)
             owner = compare(selection.before, after)
             decision = decide(owner, canary, run.options.rules, run.against_current(after))
             if not decision.harms_others:
@@ -175,7 +177,6 @@ class _Enrollment:
             private_dir(self._state)
         self._started_s = time.monotonic()
         self._planned, self._done, self._resumed = 1.0, 0.0, 0.0
-        self._canary_before: list[Score] = []
 
     def select(self) -> Selection:
         """Check the recordings and divide them."""
@@ -226,12 +227,19 @@ class _Enrollment:
 
     def other_speakers(self, adapter: Adapter) -> Comparison:
         """The canary, before and after."""
+        clips, before = self._canary
+        return compare(before, self._hear_canary(self._folded(adapter), clips))
+
+    @cached_property
+    def _canary(self) -> tuple[list[Lesson], list[Score]]:
+        """Clips of other speakers, and how the bundle as it is hears them."""
         clips = canary_lessons(self.options.canary_clips)
+        return clips, self._hear_canary(self.transcriber, clips)
+
+    def _hear_canary(self, transcriber: Transcriber, clips: Sequence[Lesson]) -> list[Score]:
+        """The clips of other speakers, which are English."""
         language = "en" if self.bundle.tokens.multilingual else None
-        if not self._canary_before:
-            self._canary_before = hear(self.transcriber, clips, language, self._told, "other speakers")
-        after = hear(self._folded(adapter), clips, language, self._told, "other speakers")
-        return compare(self._canary_before, after)
+        return hear(transcriber, clips, language, self._told, "other speakers")
 
     def against_current(self, after: Sequence[Score]) -> Rematch | None:
         """The new profile and the current one, if there is one, in the recordings that both were judged by."""
@@ -250,7 +258,6 @@ class _Enrollment:
         canary: Comparison,
     ) -> Profile:
         """Write the profile's new version; it is not in use yet. `other_speakers` has folded it."""
-        adapter = final.adapter.weakened(strength)
         facts: dict[str, Any] = {
             "promoted": decision.promoted,
             "reason": decision.reason,
@@ -269,10 +276,10 @@ class _Enrollment:
             "options": asdict(self._recipe),
             "rules": asdict(self.options.rules),
             "bundle_name": self.bundle.name,
-            "norms": {module: round(norm, 4) for module, norm in adapter.norms().items()},
+            "norms": {module: round(norm, 4) for module, norm in final.adapter.norms().items()},
         }
         page = render_report(self.name, facts, self.selection.before, after, self.selection.left_out)
-        return self.store.add(self.name, adapter, self._weights, facts, page)
+        return self.store.add(self.name, final.adapter, self._weights, facts, page)
 
     def clean_up(self) -> None:
         """Forget the checkpoints."""
