@@ -39,6 +39,14 @@ class LessonTraining:
     silence_every: int = 4
     """A few clips without speech every so many steps."""
     seed: int = 0
+    bfloat16: bool = True
+    """Multiply matrices in bfloat16 where the CPU can: twice the steps in the same time. Weights stay float32."""
+
+
+def has_bfloat16() -> bool:
+    """Tell whether this CPU multiplies bfloat16 itself (AVX-512 BF16, AMX); others only convert, and are slower so."""
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
 def batches(lessons: list[Lesson], batch_s: float, seed: int) -> Iterator[list[int]]:
@@ -90,10 +98,11 @@ def train_on_lessons(
             epoch = step // per_epoch
             plan = list(batches(lessons, config.batch_s, config.seed + epoch))
         rng = np.random.default_rng((config.seed, step))
-        loss, parts = losses([lessons[i] for i in plan[(step % per_epoch) % len(plan)]], rng)
-        if step % config.silence_every == 0:
-            parts["loss_silence"] = silence(model, rng, tokens, 4, full_window)
-            loss = loss + config.silence_weight * parts["loss_silence"]
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16 and has_bfloat16()):
+            loss, parts = losses([lessons[i] for i in plan[(step % per_epoch) % len(plan)]], rng)
+            if step % config.silence_every == 0:
+                parts["loss_silence"] = silence(model, rng, tokens, 4, full_window)
+                loss = loss + config.silence_weight * parts["loss_silence"]
         update(loss, optimizer, config.learning_rate * schedule(step, total))
         report({"step": step, "steps": total} | {name: float(part.detach()) for name, part in parts.items()})
         save_checkpoint(checkpoint, step + 1, total, optimizer)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from killed_run import Report, check_a_killed_run_goes_on
 
+from whisperfold.compiler import lesson_training
 from whisperfold.compiler.adapt import AdaptConfig, adapt
 from whisperfold.compiler.budget import Probe, with_widths
 from whisperfold.compiler.calibrate import Moments
@@ -63,6 +64,25 @@ def test_a_resumed_run_is_the_run_it_was(
         return fold(model).state_dict()
 
     check_a_killed_run_goes_on(train, tmp_path, monkeypatch, save_every=2, stop_at=3)
+
+
+def test_bfloat16_learns_what_float32_learns(
+    tiny_model: Whisper,
+    lessons: list[Lesson],
+    tiny: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lesson_training, "has_bfloat16", lambda: True)  # slow where it is not so, but the same numbers
+    curves: dict[bool, list[dict[str, float]]] = {True: [], False: []}
+    for bfloat16, seen in curves.items():
+        model = Whisper.from_state(tiny_model.dims, tiny_model.state_dict())
+        config = dataclasses.replace(CONFIG, bfloat16=bfloat16)
+        heal(model, lessons[:6], tiny.tokens, config, tmp_path / f"{bfloat16}.ckpt", report=seen.append)
+        assert {weights.dtype for weights in fold(model).state_dict().values()} == {torch.float32}
+    assert curves[True] != curves[False]
+    for fast, exact in zip(curves[True], curves[False], strict=True):
+        assert fast == pytest.approx(exact, rel=0.05)
 
 
 def test_batches_cover_every_lesson_once(lessons: list[Lesson]) -> None:
