@@ -18,17 +18,18 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from whisperfold.runtime.adaptation import Adaptation, AdaptationOptions, Adapted, StepReport
+from whisperfold.runtime.adaptation import Adaptation, Adapted, StepReport
 from whisperfold.runtime.adapter import Adapter
-from whisperfold.runtime.decision import Decision, PromotionRules, Rematch, decide, rematch
+from whisperfold.runtime.decision import Decision, Rematch, decide, rematch
+from whisperfold.runtime.enroll_options import EnrollOptions
 from whisperfold.runtime.error_rate import Comparison, Score, compare
-from whisperfold.runtime.errors import ConfigError, EnrollmentError, ProfileError
+from whisperfold.runtime.errors import EnrollmentError, ProfileError
 from whisperfold.runtime.files import private_dir, refusal_as
 from whisperfold.runtime.lessons import (
     Selection,
@@ -51,29 +52,6 @@ _LOG = logging.getLogger(__name__)
 STRENGTHS = (1.0, 0.7, 0.5)
 """Of a profile, as shares of what was learned: half way back, a model has most of what it knew again and keeps most of
 what it learned (WiSE-FT, Wortsman et al., arXiv 2109.01903)."""
-
-
-@dataclass(frozen=True)
-class EnrollOptions:
-    """How a person is enrolled."""
-
-    adaptation: AdaptationOptions = field(default_factory=AdaptationOptions)
-    rules: PromotionRules = field(default_factory=PromotionRules)
-    folds: int = 0
-    """Of the cross-validation; 0: by the length of the recordings."""
-    language: str | None = None
-    """Of the recordings; None is what the store knows of them, else English."""
-    threads: int = 0
-    """0: the cores there are, at most 4."""
-    max_memory_mb: float = 1500.0
-    """Recordings that would need more are left out."""
-    canary_clips: int = 0
-    replay_clips: int = 0
-    """The first so many of the packaged clips; 0: all."""
-
-    def __post_init__(self) -> None:
-        if self.folds < 0 or self.folds == 1:
-            raise ConfigError(f"folds={self.folds}: expected 2 or more, or 0 to choose: one leaves nothing to test on")
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def enroll(
     recordings cannot be learned from.
     """
     from whisperfold.runtime.bundle import Bundle
-    from whisperfold.runtime.enroll import EnrollOptions
+    from whisperfold.runtime.enroll_options import EnrollOptions
     from whisperfold.runtime.packaged import default_bundle
     from whisperfold.runtime.profiles import ProfileStore
     from whisperfold.runtime.transcribe import Transcriber

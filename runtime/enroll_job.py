@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from whisperfold.runtime.enroll import EnrollOptions
+from whisperfold.runtime.enroll_options import EnrollOptions
 from whisperfold.runtime.http_errors import RequestError
 from whisperfold.runtime.recognizer import Recognizer
 

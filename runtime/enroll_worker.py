@@ -27,7 +27,8 @@ from whisperfold.runtime.adaptation import AdaptationOptions
 from whisperfold.runtime.augment import Augmentation
 from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.decision import PromotionRules
-from whisperfold.runtime.enroll import EnrollOptions, Progress, enroll
+from whisperfold.runtime.enroll import Progress, enroll
+from whisperfold.runtime.enroll_options import EnrollOptions
 from whisperfold.runtime.errors import WhisperfoldError
 from whisperfold.runtime.profiles import ProfileStore
 from whisperfold.runtime.transcribe import Transcriber

@@ -31,9 +31,9 @@ from starlette.staticfiles import StaticFiles
 
 from whisperfold.runtime import http_api
 from whisperfold.runtime.captions_socket import captions
-from whisperfold.runtime.enroll import EnrollOptions
 from whisperfold.runtime.enroll_api import enroll_routes
 from whisperfold.runtime.enroll_job import EnrollJob
+from whisperfold.runtime.enroll_options import EnrollOptions
 from whisperfold.runtime.errors import WhisperfoldError
 from whisperfold.runtime.gate import Gate
 from whisperfold.runtime.http_errors import answer_error

@@ -30,7 +30,8 @@ from whisperfold.compiler.manifests import Item, read_items
 from whisperfold.compiler.wer import NORMALIZER, evaluate
 from whisperfold.runtime.adaptation import AdaptationOptions
 from whisperfold.runtime.bundle import Bundle
-from whisperfold.runtime.enroll import EnrollOptions, enroll
+from whisperfold.runtime.enroll import enroll
+from whisperfold.runtime.enroll_options import EnrollOptions
 from whisperfold.runtime.errors import EnrollmentError
 from whisperfold.runtime.profiles import ProfileStore
 from whisperfold.runtime.recordings import read_source

@@ -12,7 +12,8 @@ import pytest
 from whisperfold.runtime.adaptation import AdaptationOptions, Adapted, StepReport
 from whisperfold.runtime.adapter import Adapter
 from whisperfold.runtime.decision import PromotionRules, Rematch, decide, rematch
-from whisperfold.runtime.enroll import EnrollOptions, Progress, enroll
+from whisperfold.runtime.enroll import Progress, enroll
+from whisperfold.runtime.enroll_options import EnrollOptions
 from whisperfold.runtime.error_rate import Comparison, Score
 from whisperfold.runtime.errors import ConfigError, EnrollmentError
 from whisperfold.runtime.lessons import canary_lessons, fold_numbers

@@ -22,8 +22,8 @@ import pytest
 import soundfile as sf
 
 from whisperfold.runtime.adaptation import AdaptationOptions
-from whisperfold.runtime.enroll import EnrollOptions
 from whisperfold.runtime.enroll_job import EnrollJob
+from whisperfold.runtime.enroll_options import EnrollOptions
 from whisperfold.runtime.enroll_worker import options_of
 from whisperfold.runtime.profiles import ProfileStore
 from whisperfold.runtime.workers import BULK, FINAL

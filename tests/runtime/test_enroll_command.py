@@ -229,7 +229,7 @@ def log_a_small_enrollment(root: str, bundle: str, folder: str) -> int:
     from unittest import mock
 
     from whisperfold.runtime.adaptation import AdaptationOptions
-    from whisperfold.runtime.enroll import EnrollOptions
+    from whisperfold.runtime.enroll_options import EnrollOptions
 
     small = EnrollOptions(AdaptationOptions(rank=1, epochs=1, held_out_clips=1), folds=2, canary_clips=1)
     with (

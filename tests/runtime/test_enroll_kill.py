@@ -20,7 +20,8 @@ from whisperfold.runtime.adaptation import AdaptationOptions
 from whisperfold.runtime.adapter import Adapter
 from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.decision import Decision
-from whisperfold.runtime.enroll import EnrollOptions, Outcome, Progress, enroll
+from whisperfold.runtime.enroll import Outcome, Progress, enroll
+from whisperfold.runtime.enroll_options import EnrollOptions
 from whisperfold.runtime.profiles import ProfileStore
 from whisperfold.runtime.transcribe import Transcriber
 

@@ -14,7 +14,8 @@ from whisperfold.runtime.adapter import Adapter
 from whisperfold.runtime.audio import load_audio
 from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.cli import main
-from whisperfold.runtime.enroll import EnrollOptions, enroll
+from whisperfold.runtime.enroll import enroll
+from whisperfold.runtime.enroll_options import EnrollOptions
 from whisperfold.runtime.lessons import CANARY
 from whisperfold.runtime.profiles import ProfileStore
 from whisperfold.runtime.recordings import Candidate, read_source

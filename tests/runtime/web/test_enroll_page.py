@@ -17,8 +17,8 @@ from test_page import CONTROLS
 from whisperfold.runtime.adaptation import AdaptationOptions
 from whisperfold.runtime.audio import SAMPLE_RATE
 from whisperfold.runtime.decision import PromotionRules
-from whisperfold.runtime.enroll import EnrollOptions
 from whisperfold.runtime.enroll_job import EnrollJob
+from whisperfold.runtime.enroll_options import EnrollOptions
 from whisperfold.runtime.profiles import ProfileStore
 from whisperfold.runtime.recordings import Candidate, read_source
 
