@@ -41,11 +41,6 @@ class Notifier:
             address = None
         return cls(address, _watchdog_interval_s(environment) if address is not None else None)
 
-    @property
-    def is_active(self) -> bool:
-        """Whether a service manager listens."""
-        return self._address is not None
-
     def ready(self, status: str = "") -> None:
         """Say that start-up, or a reload, is done."""
         self._send("READY=1", *_status(status))
