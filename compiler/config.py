@@ -53,8 +53,9 @@ class CompileConfig:
     """all, or the languages whose words the bundle keeps whole tokens for: en,de."""
     join_s: tuple[float, float] = (2.0, 14.0)
     """Clips of one speaker are joined until a length drawn from this range, seconds."""
-    cut_short_share: float = 0.35
-    """Share of the utterances that end before their end, as what a stream hears does."""
+    cut_short_share: float = 0.0
+    """Share of the utterances that end before their end, as what a stream hears does; tiny.en gains by it, base loses
+    (docs/decisions/0020)."""
     every_nth: int = 1
     """Take every n-th utterance of the second and later audio sets."""
     max_teacher_wer: float = 0.4
