@@ -76,11 +76,6 @@ def heard(lessons: list[Lesson], rng: np.random.Generator) -> tuple[list[np.ndar
     return audio, [bool(rng.random() < TIMED_SHARE) for _ in lessons]
 
 
-def log_probabilities(logits: Tensor) -> Tensor:
-    """Return the log-probabilities (n, n_vocab) of logits, float32 whatever those are."""
-    return logits.float().log_softmax(-1)
-
-
 def mean_kl(expected: Tensor, found: Tensor) -> Tensor:
     """Return the mean KL(expected || found), nats, of log-probabilities (n, n_vocab)."""
     return (expected.exp() * (expected - found)).sum(-1).mean()
@@ -105,8 +100,8 @@ def distillation(
     encoded, hidden = student_hidden(model, batch)
     with torch.no_grad():
         table = model.decoder.token_embedding.weight if embedding is None else embedding
-        expected = log_probabilities(torch.cat([c[1].float() for c in chosen]) @ table.T)
-    found = log_probabilities(model.decoder.logits(hidden))
+        expected = (torch.cat([c[1].float() for c in chosen]) @ table.T).float().log_softmax(-1)
+    found = model.decoder.logits(hidden).log_softmax(-1)
     return mean_kl(expected, found), _frame_distance(encoded, [lesson.encoded for lesson in lessons])
 
 
@@ -135,7 +130,7 @@ def transcripts(
     _, hidden = student_hidden(model, batch)
     labels = torch.cat([sequence[1:] for sequence in sequences])
     judged = torch.cat([torch.arange(1, len(sequence)) >= n_prompt for sequence in sequences])
-    return F.cross_entropy(model.decoder.logits(hidden[judged]).float(), labels[judged], label_smoothing=smoothing)
+    return F.cross_entropy(model.decoder.logits(hidden[judged]), labels[judged], label_smoothing=smoothing)
 
 
 def silence(model: Whisper, rng: np.random.Generator, tokens: dict[str, Any], n: int, full: bool) -> Tensor:
@@ -145,6 +140,6 @@ def silence(model: Whisper, rng: np.random.Generator, tokens: dict[str, Any], n:
     audio = [non_speech(rng) for _ in range(n)]
     batch = make_batch(audio, [sequence] * n, model.dims.n_mels, tokens["eot"], rng.uniform(0.2, 1.0), full)
     _, hidden = student_hidden(model, batch)
-    logits = model.decoder.logits(hidden.unflatten(0, (n, len(start)))).float()
+    logits = model.decoder.logits(hidden.unflatten(0, (n, len(start))))
     first = F.cross_entropy(logits[:, 0], torch.full((n,), tokens["no_speech"]))
     return first + F.cross_entropy(logits[:, -1], torch.full((n,), tokens["eot"]))

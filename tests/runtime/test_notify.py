@@ -69,12 +69,12 @@ def test_an_empty_status_is_no_datagram(manager):
     assert not manager.has_more()
 
 
-def test_without_a_manager_nothing_happens():
+def test_without_a_manager_nothing_happens(caplog):
     notifier = Notifier.from_environment({"WATCHDOG_USEC": "1000"})
     notifier.ready("x")
     notifier.stopping()
     asyncio.run(asyncio.wait_for(notifier.keep_alive(lambda: True), 1))
-    assert notifier.watchdog_interval_s is None
+    assert notifier.watchdog_interval_s is None and caplog.records == []
 
 
 def test_a_strange_address_is_ignored_and_said(caplog):
