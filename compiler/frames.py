@@ -23,7 +23,7 @@ from torch import Tensor
 from whisperfold.compiler.basis_adam import BasisAdam
 from whisperfold.compiler.input_moments import measure_inputs
 from whisperfold.compiler.lesson_training import LessonTraining, Progress, train_on_lessons
-from whisperfold.compiler.losses import TIMED_SHARE, Batch, decoder_hidden, make_batch, mean_kl
+from whisperfold.compiler.losses import TIMED_SHARE, Batch, decoder_hidden, log_probabilities, make_batch, mean_kl
 from whisperfold.compiler.teacher import Lesson
 from whisperfold.models.whisper import Encoder, Whisper
 from whisperfold.runtime.augment import Augmentation, augment
@@ -125,7 +125,7 @@ def hidden_states(encoder: Encoder, mel: Tensor) -> list[Tensor]:
 
 def _words(model: Whisper, encoded: Tensor, batch: Batch) -> Tensor:
     """Return the log-probabilities (n, n_vocab) after every real token of a batch."""
-    return model.decoder.logits(decoder_hidden(model, encoded, batch)).log_softmax(-1)
+    return log_probabilities(model.decoder.logits(decoder_hidden(model, encoded, batch)))
 
 
 def _distance(found: Tensor, expected: Tensor) -> Tensor:

@@ -76,6 +76,11 @@ def heard(lessons: list[Lesson], rng: np.random.Generator) -> tuple[list[np.ndar
     return audio, [bool(rng.random() < TIMED_SHARE) for _ in lessons]
 
 
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Return the log-probabilities (n, n_vocab) of logits, float32 whatever those are."""
+    return logits.float().log_softmax(-1)
+
+
 def mean_kl(expected: Tensor, found: Tensor) -> Tensor:
     """Return the mean KL(expected || found), nats, of log-probabilities (n, n_vocab)."""
     return (expected.exp() * (expected - found)).sum(-1).mean()
@@ -100,8 +105,8 @@ def distillation(
     encoded, hidden = student_hidden(model, batch)
     with torch.no_grad():
         table = model.decoder.token_embedding.weight if embedding is None else embedding
-        expected = (torch.cat([c[1].float() for c in chosen]) @ table.T).float().log_softmax(-1)
-    found = model.decoder.logits(hidden).log_softmax(-1)
+        expected = log_probabilities(torch.cat([c[1].float() for c in chosen]) @ table.T)
+    found = log_probabilities(model.decoder.logits(hidden))
     return mean_kl(expected, found), _frame_distance(encoded, [lesson.encoded for lesson in lessons])
 
 
@@ -140,6 +145,6 @@ def silence(model: Whisper, rng: np.random.Generator, tokens: dict[str, Any], n:
     audio = [non_speech(rng) for _ in range(n)]
     batch = make_batch(audio, [sequence] * n, model.dims.n_mels, tokens["eot"], rng.uniform(0.2, 1.0), full)
     _, hidden = student_hidden(model, batch)
-    logits = model.decoder.logits(hidden.unflatten(0, (n, len(start))))
+    logits = model.decoder.logits(hidden.unflatten(0, (n, len(start)))).float()
     first = F.cross_entropy(logits[:, 0], torch.full((n,), tokens["no_speech"]))
     return first + F.cross_entropy(logits[:, -1], torch.full((n,), tokens["eot"]))

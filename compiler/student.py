@@ -25,7 +25,7 @@ from torch import Tensor
 
 from whisperfold.compiler.heal import TAIL_S
 from whisperfold.compiler.lesson_training import LessonTraining, Progress, train_on_lessons
-from whisperfold.compiler.losses import heard, make_batch, mean_kl, student_hidden
+from whisperfold.compiler.losses import heard, log_probabilities, make_batch, mean_kl, student_hidden
 from whisperfold.compiler.teacher import Lesson, prompt
 from whisperfold.models.sources import Checkpoint
 from whisperfold.models.whisper import Whisper
@@ -124,9 +124,9 @@ def _losses(
     audio, timed = heard(lessons, rng)
     sequences, hidden = zip(*(lesson.sequences[kind] for lesson, kind in zip(lessons, timed, strict=True)), strict=True)
     batch = make_batch(audio, list(sequences), student.dims.n_mels, tokens["eot"], rng.uniform(*TAIL_S), full)
-    found = student.decoder.logits(student_hidden(student, batch)[1]).log_softmax(-1)
+    found = log_probabilities(student.decoder.logits(student_hidden(student, batch)[1]))
     with torch.no_grad():
-        expected = student.decoder.logits(torch.cat([states.float() for states in hidden])).log_softmax(-1)
+        expected = log_probabilities(student.decoder.logits(torch.cat([states.float() for states in hidden])))
     said = [
         torch.arange(1, len(sequence)) >= len(prompt(tokens, timestamps=kind))
         for sequence, kind in zip(sequences, timed, strict=True)

@@ -189,8 +189,8 @@ class Decoder(nn.Module):
         return self.ln(x), present
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return (batch, n, n_vocab) scores of hidden (batch, n, n_state), float32 under autocast too."""
-        return (hidden @ self.token_embedding.weight.T).float()
+        """Return (batch, n, n_vocab) scores of hidden (batch, n, n_state)."""
+        return hidden @ self.token_embedding.weight.T
 
 
 def causal_mask(n: int, n_past: int = 0) -> Tensor:
