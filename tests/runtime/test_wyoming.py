@@ -83,7 +83,7 @@ def test_audio_that_came_while_the_recogniser_was_busy_is_heard_as_one_piece():
             await until(lambda: connection._stream is not None and connection._stream._is_over)
             recognizer.may_push.set()
             assert Transcript.from_event((await answers(client))[-2]).text == "one two three four end"
-        assert recognizer.streams[0].n_pushes == 2  # the first chunk, and the other 199
+        assert recognizer.streams[0].n_pushes <= 2  # what was there when it began, and the rest of the 200 chunks
         assert recognizer.streams[0].samples.size == 32000
 
     play(scenario)
