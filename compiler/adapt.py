@@ -19,9 +19,10 @@ from whisperfold.compiler.lesson_training import Progress
 from whisperfold.compiler.losses import distillation, transcripts
 from whisperfold.compiler.manifests import Item
 from whisperfold.compiler.teacher import Lesson, prompt
-from whisperfold.compiler.training import schedule, update
+from whisperfold.compiler.training import WARM_UP_SHARE, update
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.errors import CompileError
+from whisperfold.runtime.optimizer import schedule
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def adapt(
             kl, _ = distillation(model, replayed, rng, eot, TAIL_S, full_window)
             loss = loss + kl
             facts["loss_kl"] = float(kl.detach())
-        update(loss, optimizer, config.learning_rate * schedule(step, config.epochs * per_epoch))
+        rate = config.learning_rate * schedule(step, config.epochs * per_epoch, WARM_UP_SHARE)
+        update(loss, optimizer, rate)
         report(facts)
     return model.eval()

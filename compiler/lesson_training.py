@@ -16,9 +16,10 @@ from torch import Tensor
 
 from whisperfold.compiler.losses import silence
 from whisperfold.compiler.teacher import Lesson
-from whisperfold.compiler.training import resume, save_checkpoint, schedule, update
+from whisperfold.compiler.training import WARM_UP_SHARE, resume, save_checkpoint, update
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.audio import SAMPLE_RATE
+from whisperfold.runtime.optimizer import schedule
 
 Progress = Callable[[dict[str, float]], None]
 Losses = Callable[[list[Lesson], np.random.Generator], tuple[Tensor, dict[str, Tensor]]]
@@ -103,6 +104,6 @@ def train_on_lessons(
             if step % config.silence_every == 0:
                 parts["loss_silence"] = silence(model, rng, tokens, 4, full_window)
                 loss = loss + config.silence_weight * parts["loss_silence"]
-        update(loss, optimizer, config.learning_rate * schedule(step, total))
+        update(loss, optimizer, config.learning_rate * schedule(step, total, WARM_UP_SHARE))
         report({"step": step, "steps": total} | {name: float(part.detach()) for name, part in parts.items()})
         save_checkpoint(checkpoint, step + 1, total, optimizer)

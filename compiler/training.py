@@ -1,8 +1,7 @@
-"""What every training here shares: the rate's schedule, one step, checkpoints from which a killed run goes on."""
+"""What every training here shares: the rate's warm-up, one step, checkpoints from which a killed run goes on."""
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
@@ -11,14 +10,8 @@ from torch import Tensor
 
 SAVE_EVERY = 50
 """Steps between checkpoints."""
-
-
-def schedule(step: int, total: int, warm_up: float = 0.06) -> float:
-    """Return the learning rate's factor: linear warm-up, then half a cosine to zero."""
-    warm = max(1, int(total * warm_up))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+WARM_UP_SHARE = 0.06
+"""Of all steps: the rate rises so long (runtime/optimizer.py)."""
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:

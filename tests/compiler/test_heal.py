@@ -21,7 +21,6 @@ from whisperfold.compiler.lesson_training import batches
 from whisperfold.compiler.losses import silence
 from whisperfold.compiler.manifests import Item
 from whisperfold.compiler.teacher import Lesson
-from whisperfold.compiler.training import schedule
 from whisperfold.models.sources import Checkpoint
 from whisperfold.models.whisper import Whisper
 from whisperfold.runtime.errors import CompileError
@@ -89,11 +88,6 @@ def test_batches_cover_every_lesson_once(lessons: list[Lesson]) -> None:
     found = list(batches(lessons, 20, 3))
     assert sorted(i for batch in found for i in batch) == list(range(len(lessons)))
     assert found == list(batches(lessons, 20, 3)) != list(batches(lessons, 20, 4))
-
-
-def test_schedule_warms_up_and_ends_at_zero() -> None:
-    factors = [schedule(step, 100) for step in range(100)]
-    assert factors[0] < 0.2 and max(factors) == 1.0 and factors[-1] < 0.01
 
 
 def test_silence_asks_for_no_text(tiny_model: Whisper, tiny: Checkpoint) -> None:
