@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import speed
-from machine import RESULTS, ROOT
+from machine import RESULTS, ROOT, has_dot_product
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 
@@ -41,8 +41,9 @@ def speed_section(result: dict[str, Any]) -> str:
     """Heading, conditions, table, versions."""
     versions = {k: v for row in result["systems"] for k, v in row["versions"].items()}
     low, high = result["clip_seconds"]
+    kind = "" if has_dot_product(result["machine"]) else " without an 8-bit dot product"
     return (
-        f"## Speed and memory\n\n{hardware(result['machine'], result['bundle'])}\n\n"
+        f"## Speed and memory{kind}\n\n{hardware(result['machine'], result['bundle'])}\n\n"
         f"{result['clips']} clips of {low:.1f}-{high:.1f} s from {result['set']}, "
         f"{result['threads']} threads, "
         f"{result['repeats']} repeats, all systems in one run taking turns clip by clip, each in "
@@ -156,6 +157,7 @@ def healing_section(result: dict[str, Any]) -> str:
 
 SECTIONS = {
     "speed": speed_section,
+    "speed_without_dot_product": speed_section,
     "stream": stream_section,
     "soak": soak_section,
     "wer": wer_section,

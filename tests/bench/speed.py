@@ -22,7 +22,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from machine import DEFAULT_BUNDLE, DEFAULT_SPEECH, RESULTS, describe_bundle, describe_machine, save_result
+from machine import (
+    DEFAULT_BUNDLE,
+    DEFAULT_SPEECH,
+    RESULTS,
+    describe_bundle,
+    describe_machine,
+    has_dot_product,
+    save_result,
+)
 
 HERE = Path(__file__).resolve().parent
 SEED = 7
@@ -199,7 +207,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark, print its table, write results/speed.json."""
+    """Run the benchmark, print its table, write results/speed.json or speed_without_dot_product.json."""
     parser = argparse.ArgumentParser(description="speed and memory beside faster-whisper and whisper.cpp")
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
     parser.add_argument("--source", default="tiny.en", help="the original checkpoint that the rivals run")
@@ -236,7 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
         "source": weights["provenance"],
         "systems": summarize(workers, clips),
     }
-    path = save_result("speed", result, args.output)
+    path = save_result("speed" if has_dot_product(machine) else "speed_without_dot_product", result, args.output)
     print(markdown(result))
     print(f"\n{path}", file=sys.stderr)
     return 0

@@ -126,8 +126,8 @@ def test_page_of_nothing_and_of_a_speed_result(tmp_path: Path) -> None:
         "versions": {"onnxruntime": "1.0"},
     }  # fmt: skip
     result = {
-        "machine": {"cpu": "C", "cores": 2, "memory_bytes": 2**33, "system": "Linux", "python": "3.11",
-                    "load_average_1_min": 3.0, "date": "2026-01-02"},
+        "machine": {"cpu": "C", "cpu_features": ["asimd", "asimddp"], "cores": 2, "memory_bytes": 2**33,
+                    "system": "Linux", "python": "3.11", "load_average_1_min": 3.0, "date": "2026-01-02"},
         "bundle": {"name": "tiny.en", "precision": "int8", "window": "short", "bytes": 4e7,
                    "manifest_sha256": "ab" * 32},
         "clips": 20, "clip_seconds": [3.1, 7.9], "set": "s.jsonl", "threads": 2, "repeats": 5,
@@ -136,7 +136,11 @@ def test_page_of_nothing_and_of_a_speed_result(tmp_path: Path) -> None:
     (tmp_path / "speed.json").write_text(json.dumps(result))
     text = page.render(tmp_path)
     assert "| whisperfold | 50 | 40 | 1.0 | 90 | 0.010 | 150 | 10.50 |" in text
-    assert "the machine was busy" in text and "C, 2 cores, 8 GiB" in text
+    assert "the machine was busy" in text and "C (asimd, asimddp), 2 cores, 8 GiB" in text
+    assert "## Speed and memory\n" in text and "without" not in text
+    result["machine"] |= {"cpu_features": ["asimd"]}
+    (tmp_path / "speed_without_dot_product.json").write_text(json.dumps(result))
+    assert "## Speed and memory without an 8-bit dot product\n\nC (asimd), 2 cores" in page.render(tmp_path)
 
 
 def test_page_says_what_every_stage_of_a_compile_costs(tmp_path: Path) -> None:
