@@ -3,7 +3,7 @@
 #   make run      .venv with the runtime only (no torch), transcript of the packaged sample; ARGS="clip.wav --format srt"
 #   make test     adds the [compiler,serve,dev] extras to .venv; system packages, ruff, mypy, pytest -m "not slow"
 #   make lint     ruff and mypy only
-#   make bench    speed, memory and WER beside faster-whisper and whisper.cpp; table to stdout, JSON beside it
+#   make bench    speed beside faster-whisper and whisper.cpp, streaming, soak, WER, enrollment, graphs; docs/benchmarks.md
 #   make study    ways of cutting the encoder, before and after healing (hours; resumes); docs/study.md and .html
 #   make bundle   make a bundle anew (about an hour; resumes): runtime/bundles/tiny.en, or MODEL=base, MODEL=distil.base
 #
@@ -42,7 +42,7 @@ bench: $(VENV)/.stamp-bench
 	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
 
 study: $(VENV)/.stamp-dev
-	$(BIN)/whisperfold study --config compiler/configs/study.tiny.en.toml -o docs --work .work/tiny.en
+	$(BIN)/whisperfold study --config compiler/configs/study.tiny.en.toml -o docs --work .work/study
 
 bundle: $(VENV)/.stamp-dev
 	$(BIN)/whisperfold compile --config compiler/configs/$(MODEL).toml -o $(BUNDLE_DIR) --work .work/$(MODEL)

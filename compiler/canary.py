@@ -2,8 +2,7 @@
 
     python -m whisperfold.compiler.canary librispeech-train.jsonl runtime/canary
 
-Two lists of different speakers: canary.jsonl (heard before and after) and replay.jsonl (rehearsed while learning,
-if at all). None of them is in compiler/data. The transcripts are those of the original multilingual base at 30 s.
+One of a speaker, none of whom is in compiler/data. The transcripts are those of the original multilingual base at 30 s.
 """
 
 from __future__ import annotations
@@ -19,42 +18,37 @@ from whisperfold.compiler.reference import OriginalTranscriber
 from whisperfold.models.sources import load_source
 from whisperfold.runtime.audio import SAMPLE_RATE
 
-LISTS = {"canary.jsonl": 36, "replay.jsonl": 20}
-"""Most clips of each list."""
+N_SPREAD = 56
 LENGTH_S = (7.0, 16.0)
 MIN_WORDS_PER_S = 1.5
 """Clips with fewer words are dropped: `base` stopped after the chapter's title."""
 CALIBRATION = Path(__file__).parent / "data" / "calibration.jsonl"
 
 
-def choose(items: list[Item]) -> dict[str, list[Item]]:
-    """Return the clips of each list, spread over the manifest, one of a speaker."""
+def choose(items: list[Item]) -> list[Item]:
+    """Return the clips, spread over the manifest, one of a speaker."""
     used = {json.loads(line)["speaker"] for line in CALIBRATION.read_text(encoding="utf-8").splitlines()}
     free = [i for i in items if i.speaker not in used and i.duration_s and LENGTH_S[0] <= i.duration_s <= LENGTH_S[1]]
     free = list({item.speaker: item for item in free}.values())
-    n = sum(LISTS.values())
-    spread = [free[i * len(free) // n] for i in range(n)]
-    every = n // LISTS["replay.jsonl"]
-    replay = spread[::every][: LISTS["replay.jsonl"]]
-    return {"canary.jsonl": [item for item in spread if item not in replay], "replay.jsonl": replay}
+    spread = [free[i * len(free) // N_SPREAD] for i in range(N_SPREAD)]
+    return [*spread[1:40:2], *spread[40:]]  # the others were rehearsed once: without them the canary is what it was
 
 
 def main(manifest: Path, target: Path) -> None:
-    """Write the clips and lists."""
+    """Write the clips and canary.jsonl."""
     original = OriginalTranscriber(load_source("base"))
     (target / "audio").mkdir(parents=True, exist_ok=True)
-    for name, items in choose(read_items(manifest)).items():
-        lines = []
-        for item in items:
-            samples = item.load()
-            text = original.transcribe_window(samples)
-            if len(text.split()) < MIN_WORDS_PER_S * samples.size / SAMPLE_RATE:
-                continue
-            file = f"audio/{Path(item.audio).stem}.opus"
-            sf.write(target / file, samples, SAMPLE_RATE, format="OGG", subtype="OPUS")
-            facts = {"audio": file, "duration_s": item.duration_s, "speaker": item.speaker}
-            lines.append(json.dumps({**facts, "text": text}, ensure_ascii=False) + "\n")
-        (target / name).write_text("".join(lines), encoding="utf-8")
+    lines = []
+    for item in choose(read_items(manifest)):
+        samples = item.load()
+        text = original.transcribe_window(samples)
+        if len(text.split()) < MIN_WORDS_PER_S * samples.size / SAMPLE_RATE:
+            continue
+        file = f"audio/{Path(item.audio).stem}.opus"
+        sf.write(target / file, samples, SAMPLE_RATE, format="OGG", subtype="OPUS")
+        facts = {"audio": file, "duration_s": item.duration_s, "speaker": item.speaker}
+        lines.append(json.dumps({**facts, "text": text}, ensure_ascii=False) + "\n")
+    (target / "canary.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -98,14 +98,16 @@ def study_command(
 
 
 def verify_command(
-    bundle: Annotated[Path, typer.Argument(help="Bundle directory.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle directory, or the name of a packaged one.")],
     set_: Annotated[Path, typer.Option("--set", help="JSON lines with transcripts, or a folder with .txt files.")],
     against: Annotated[str | None, typer.Option(help="A source or another bundle to compare with.")] = None,
     vad: Annotated[bool, typer.Option("--vad/--no-vad", help="With the speech detector, as a user gets it.")] = True,
     plain: Annotated[
         bool, typer.Option("--plain", help="Greedy, one window per clip, no fallback and guards: for parity.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(help="Threads of onnxruntime.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of onnxruntime; default: this process's CPUs, at most 4.")
+    ] = None,
     worst: Annotated[int, typer.Option(help="Show so many of the worst clips.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

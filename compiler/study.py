@@ -186,7 +186,7 @@ class Study:
         return {part: asdict(getattr(self.run.config, part)) for part in ("refit", "frames", "heal")}
 
     def _heal(self, model: Whisper, key: str) -> Whisper:
-        """Heal a cut model as `compile` does: the encoder's projections and frames, then end to end."""
+        """Heal a cut model: the encoder's projections and frames, then end to end, with the embedding in 32 bits."""
         run, recipe = self.run, self.run.config
         checkpoints = {stage: self.bundles.file(f"{stage}-{key}.ckpt") for stage in ("frames", "heal")}
         if model.widths.encoder != self.uncut.widths.encoder:

@@ -51,7 +51,7 @@ def verify(
             original model is run in torch on its 30 s window.
         vad: True measures what a user gets; False one window per clip, without the speech detector.
         plain: one window per clip, greedy without fallback and guards: what parity is measured with.
-        threads: of onnxruntime, None for its default.
+        threads: of onnxruntime, None for this process's CPUs, at most 4.
         console: shows progress, None for none.
 
     Returns:
@@ -99,9 +99,8 @@ def _bundle_model(path: str | Path, vad: bool, plain: bool, threads: int | None)
             return transcriber.transcribe(samples).text
         return transcriber.transcribe_window(samples, PLAIN_GREEDY if plain else None).text
 
-    files = sum(entry.stat().st_size for entry in bundle.path.rglob("*") if entry.is_file())
     name = f"{bundle.manifest.get('name', bundle.path.name)} ({bundle.manifest.get('precision', '?')} bundle)"
-    return _Model({"name": name, "path": str(path), "kind": "bundle", "bytes": files}, transcribe)
+    return _Model({"name": name, "path": str(path), "kind": "bundle", "bytes": bundle.size_bytes}, transcribe)
 
 
 def _source_model(source: str | Path) -> _Model:

@@ -83,7 +83,7 @@ class Evaluation:
         return sum(u.latency_s for u in everything) / sum(u.duration_s for u in everything)
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures, without the per-clip texts, for a manifest."""
+        """The figures, without the per-clip texts, for a report."""
         return {
             "wer": _rounded(self.wer, 3),
             "errors": sum(u.errors for u in self.utterances),

@@ -1,8 +1,7 @@
 """Recordings of one person -> an adapter: gradients by adapt.onnx, AdamW in numpy.
 
-    epoch: every recording once, augmented, some with another one after it; now and then a clip of other speakers
-           (replay), so that they stay
-    step:  the mean gradient of a few recordings, clipped; the adapter is the running average of the steps
+    epoch: every recording once, augmented, some with another one after it
+    step:  the mean gradient of a few recordings, clipped
     after every epoch: loss of held-out recordings, checkpoint; a run that makes them worse is stopped
 
 The held-out loss is lowest early on, but word errors go on falling: the model grows surer of everything, of its errors
@@ -64,10 +63,6 @@ class AdaptationOptions:
     """Share of the recordings that another one follows."""
     max_joined_s: float = 15.0
     """Two that are longer together stay apart."""
-    replay_share: float = 0.0
-    """Clips of other speakers per recording."""
-    average_decay: float = 0.0
-    """Of the running average of the adapter; 0 takes the last step."""
     held_out_clips: int = 8
     """Most held-out recordings whose loss is looked at after an epoch: it costs as much as learning them."""
     patience: int = 2
@@ -80,8 +75,6 @@ class AdaptationOptions:
             raise ConfigError(f"train={self.train!r}: expected one of {', '.join(KINDS)}")
         if min(self.rank, self.batch, self.patience) < 1 or self.epochs < 0 or self.learning_rate <= 0.0:
             raise ConfigError("rank, batch and patience must be at least 1, epochs 0 or more, learning_rate above 0")
-        if not 0.0 <= self.average_decay < 1.0 or not 0.0 <= self.replay_share <= 4.0:
-            raise ConfigError("average_decay must be 0 to below 1, replay_share 0 to 4")
         if not 0.0 <= self.join_share <= 1.0:
             raise ConfigError(f"join_share={self.join_share}: expected 0 to 1")
 
@@ -122,7 +115,6 @@ class Adaptation:
         graph: the training graph.
         lessons: what is learned.
         held_out: decides when to stop; may be empty.
-        replay: other speakers, with what the model itself hears.
         options: the recipe.
         stop_after: epochs after which the run ends, within the schedule of all; None runs all.
         checkpoint: file to resume from and write to, or None.
@@ -135,7 +127,6 @@ class Adaptation:
         graph: TrainingGraph,
         lessons: Sequence[Lesson],
         held_out: Sequence[Lesson] = (),
-        replay: Sequence[Lesson] = (),
         options: AdaptationOptions | None = None,
         *,
         stop_after: int | None = None,
@@ -146,7 +137,7 @@ class Adaptation:
         if not lessons:
             raise EnrollmentError("no recordings to learn from")
         self.options = options or AdaptationOptions()
-        self._graph, self._lessons, self._replay = graph, lessons, replay
+        self._graph, self._lessons = graph, lessons
         self._held_out = held_out[: self.options.held_out_clips]
         self._checkpoint, self._on_step, self._name = checkpoint, on_step, name
         self._n_epochs = self.options.n_epochs(len(lessons))
@@ -160,7 +151,6 @@ class Adaptation:
             {name: self.adapter.tensors[name] for name in self._trained},
             self.options.weight_decay,
             self.options.clip_norm,
-            self.options.average_decay,
         )
         self._history: list[dict[str, float]] = []
         self._best = {name: self.adapter.tensors[name].copy() for name in self._trained}
@@ -195,9 +185,7 @@ class Adaptation:
         per_epoch = -(-len(self._lessons) // options.batch)
         for step in range(per_epoch):
             chosen = [self._followed(self._lessons[i], rng) for i in order[step * options.batch :][: options.batch]]
-            n_replay = int(rng.poisson(options.replay_share * len(chosen))) if self._replay else 0
-            others = [self._replay[i] for i in rng.integers(0, len(self._replay), n_replay)] if n_replay else []
-            gradients, loss = self._gradients(chosen, others, rng)
+            gradients, loss = self._gradients(chosen, rng)
             factor = schedule(epoch * per_epoch + step, self._n_epochs * per_epoch, options.warm_up_share)
             self._optimizer.step(gradients, options.learning_rate * factor)
             losses.append(loss)
@@ -217,13 +205,11 @@ class Adaptation:
         samples = np.concatenate([lesson.samples, gap, other.samples])
         return Lesson(f"{lesson.name}, {other.name}", samples, f"{lesson.text.strip()} {other.text.strip()}")
 
-    def _gradients(
-        self, chosen: Sequence[Lesson], others: Sequence[Lesson], rng: np.random.Generator
-    ) -> tuple[dict[str, np.ndarray], float]:
-        """Mean gradients of some recordings and replayed clips, and the loss of the recordings."""
+    def _gradients(self, chosen: Sequence[Lesson], rng: np.random.Generator) -> tuple[dict[str, np.ndarray], float]:
+        """Mean gradients and loss of some recordings."""
         total: dict[str, np.ndarray] = {}
         losses, longest = [], max_samples(self._graph.bundle.window)
-        for lesson in (*chosen, *others):
+        for lesson in chosen:
             samples = augment(lesson.samples, self.options.augmentation, rng, longest)
             loss, gradients = self._graph.run(samples, lesson.text, self.adapter, self._trained)
             if not np.isfinite(loss):
@@ -232,16 +218,15 @@ class Adaptation:
             for name, gradient in gradients.items():
                 total[name] = total[name] + gradient if name in total else gradient
         n = np.float32(len(losses))
-        return {name: gradient / n for name, gradient in total.items()}, float(np.mean(losses[: len(chosen)]))
+        return {name: gradient / n for name, gradient in total.items()}, float(np.mean(losses))
 
     def _judge(self, record: dict[str, float]) -> None:
-        """Keep the averaged adapter unless it hears the held-out recordings worse than no adapter does."""
-        averaged = self._optimizer.average
+        """Keep the adapter unless it hears the held-out recordings worse than none does."""
         if self._held_out:
-            record["held_out_loss"] = self._held_out_loss(self._with(averaged))
+            record["held_out_loss"] = self._held_out_loss(self.adapter)
             if record["held_out_loss"] > self._unadapted_loss:
                 return
-        self._best = {name: array.copy() for name, array in averaged.items()}
+        self._best = {name: self.adapter.tensors[name].copy() for name in self._trained}
         self._best_epoch = len(self._history)
 
     def _held_out_loss(self, adapter: Adapter) -> float:
@@ -257,7 +242,7 @@ class Adaptation:
         """Changes with all that a checkpoint depends on."""
         recipe = [asdict(self.options), self._name, self._graph.start]
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-        for lesson in (*self._lessons, *self._held_out, *self._replay):
+        for lesson in (*self._lessons, *self._held_out):
             digest.update(f"{lesson.name}\0{lesson.text}\0{lesson.samples.size}\0".encode())
             digest.update(lesson.samples.tobytes())
         return digest.hexdigest()

@@ -134,7 +134,9 @@ app.command()(doctor)
 
 @app.command()
 def info(
-    bundle: Annotated[Path | None, typer.Argument(help="Bundle directory. Default: the packaged tiny.en.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle directory, or a packaged one's name. Default: tiny.en.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole manifest, for machines.")] = False,
 ) -> None:
     """Show what a bundle is: source, ranks, window, where the bytes are, measured results."""

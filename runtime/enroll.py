@@ -37,7 +37,6 @@ from whisperfold.runtime.lessons import (
     fold_numbers,
     hear,
     longest_recording_s,
-    replay_lessons,
     select,
 )
 from whisperfold.runtime.limits import DeviceGuard
@@ -59,7 +58,7 @@ class Progress:
     """Where an enrollment is."""
 
     stage: str
-    """checking recordings, preparing, adapting, testing, other speakers."""
+    """checking recordings, adapting, testing, other speakers."""
     share: float
     """Of the stage, 0 to 1."""
     remaining_s: float | None = None
@@ -165,8 +164,6 @@ class _Enrollment:
         numbers = fold_numbers(len(compared), total_s, self.options.folds, seed)
         self._folds = dict(zip(compared, numbers.tolist(), strict=True))
         self._n_folds = max(self._folds.values()) + 1
-        wants_replay = self.options.adaptation.replay_share > 0.0
-        self._replay = replay_lessons(self.transcriber, self._told, self.options.replay_clips) if wants_replay else []
         # Units: one run over all recordings; each of the compared ones is missing in one fold.
         self._planned = self._n_folds + 1 - len(compared) / len(self.lessons)
         return self.selection
@@ -286,7 +283,6 @@ class _Enrollment:
             self._graph,
             lessons,
             held_out,
-            self._replay,
             self._recipe,
             stop_after=stop_after,
             checkpoint=self._state / f"{run}.safetensors",

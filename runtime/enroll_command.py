@@ -226,6 +226,8 @@ def _print(outcome: "Outcome") -> None:
     """The result, for people."""
     for file, reason in outcome.selection.left_out:
         say(f"{file}: left out, {reason}")
+    for file, warning in outcome.selection.warnings:
+        say(f"{file}: learned, but {warning}")
     verdict = "in use now" if outcome.decision.promoted else "not taken"
     typer.echo(f"{outcome.profile.name}: {verdict}: {outcome.decision.reason}")
     typer.echo(f"report: {outcome.profile.report}")

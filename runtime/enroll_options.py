@@ -24,7 +24,6 @@ class EnrollOptions:
     max_memory_mb: float = 1500.0
     """Recordings that would need more are left out."""
     canary_clips: int = 0
-    replay_clips: int = 0
     """The first so many of the packaged clips; 0: all."""
 
     def __post_init__(self) -> None:

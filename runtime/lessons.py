@@ -8,12 +8,13 @@ text, the model as it is makes no errors.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from whisperfold.runtime.audio import SAMPLE_RATE
+from whisperfold.runtime.augment import Augmentation
 from whisperfold.runtime.bundle import Bundle
 from whisperfold.runtime.error_rate import Score, score
 from whisperfold.runtime.errors import AudioError, EnrollmentError
@@ -46,6 +47,7 @@ class Selection:
     left_out: tuple[tuple[str, str], ...]
     """File and reason."""
     warnings: tuple[tuple[str, str], ...]
+    """File and what could be better, of those that are learned."""
 
     @property
     def total_s(self) -> float:
@@ -108,12 +110,14 @@ def select(
 def longest_recording_s(bundle: Bundle, max_memory_mb: float) -> float:
     """Return how long a recording may be so that learning it stays below a peak memory in MB (10^6 bytes).
 
-    An upper bound of what `python tests/bench/adapt_memory.py` measures: tiny.en 484, 598 MB for 5, 15 s; with all
-    weights in 8 bits tiny.en 446, 662, 1,088 MB for 5, 15, 30 s, base 749, 1,168, 2,057 MB.
+    It may be heard slower than it is, which counts too. An upper bound of what `python tests/bench/adapt_memory.py`
+    measures: tiny.en 484, 598 MB for 5, 15 s; with all weights in 8 bits tiny.en 446, 662, 1,088 MB for 5, 15, 30 s,
+    base 749, 1,168, 2,057 MB.
     """
     fixed_mb = 255.0 + 3.9e-6 * bundle.size_bytes
     mb_per_s = 0.0175 * bundle.dims.n_audio_state * bundle.dims.n_audio_layer
-    return max(0.0, (max_memory_mb - fixed_mb) / mb_per_s)
+    slowest = Augmentation().speed[0]
+    return max(0.0, slowest * (max_memory_mb - fixed_mb) / mb_per_s)
 
 
 def fold_numbers(n: int, total_s: float, n_folds: int, seed: int) -> np.ndarray:
@@ -130,19 +134,9 @@ def fold_numbers(n: int, total_s: float, n_folds: int, seed: int) -> np.ndarray:
 
 
 def canary_lessons(limit: int = 0) -> list[Lesson]:
-    """Return clips of other speakers with their texts, the first ones if there is a limit."""
-    return _packaged("canary.jsonl", limit)
-
-
-def replay_lessons(transcriber: Transcriber, told: Told, limit: int = 0) -> list[Lesson]:
-    """Return more clips of other speakers with what this model hears: rehearsing it keeps the model as it is."""
-    clips = _packaged("replay.jsonl", limit)
-    heard = []
-    for done, clip in enumerate(clips):
-        told("preparing", done / len(clips))
-        text = transcriber.transcribe(clip.samples, language="en").text
-        heard += [replace(clip, text=text)] if text else []
-    return heard
+    """Return the packaged clips of other speakers with their texts, the first ones if there is a limit."""
+    clips = [Lesson(item.name, item.samples, item.text or "") for item in read_source(CANARY / "canary.jsonl")]
+    return clips[:limit] if limit else clips
 
 
 def hear(
@@ -155,9 +149,3 @@ def hear(
         text = transcriber.transcribe(lesson.samples, language=language).text
         scores.append(score(lesson.name, lesson.text, text))
     return scores
-
-
-def _packaged(manifest: str, limit: int) -> list[Lesson]:
-    """Clips of the package."""
-    clips = [Lesson(item.name, item.samples, item.text or "") for item in read_source(CANARY / manifest)]
-    return clips[:limit] if limit else clips

@@ -1,4 +1,4 @@
-"""AdamW in numpy: decoupled weight decay, clipping by the global norm, linear warm-up and cosine, running average.
+"""AdamW in numpy: decoupled weight decay, clipping by the global norm, linear warm-up and cosine.
 
     m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  p -= rate (m^ / (sqrt(v^) + eps) + decay p)
 
@@ -25,23 +25,19 @@ def schedule(step: int, n_steps: int, warm_up_share: float) -> float:
 
 
 class AdamW:
-    """Moments of some named tensors, which are changed in place, and their running average.
+    """Moments of some named tensors, which are changed in place.
 
     Args:
         tensors: name -> float32 array.
         weight_decay: per step and unit of rate.
         clip_norm: gradients are scaled down to this global norm.
-        average_decay: of the running average; 0 keeps none (the average is the last value).
     """
 
-    def __init__(
-        self, tensors: Mapping[str, np.ndarray], weight_decay: float, clip_norm: float, average_decay: float
-    ) -> None:
+    def __init__(self, tensors: Mapping[str, np.ndarray], weight_decay: float, clip_norm: float) -> None:
         self._tensors = dict(tensors)
-        self._weight_decay, self._clip_norm, self._average_decay = weight_decay, clip_norm, average_decay
+        self._weight_decay, self._clip_norm = weight_decay, clip_norm
         self._m = {name: np.zeros_like(array) for name, array in tensors.items()}
         self._v = {name: np.zeros_like(array) for name, array in tensors.items()}
-        self.average = {name: array.copy() for name, array in tensors.items()}
         self.n_steps = 0
 
     def step(self, gradients: Mapping[str, np.ndarray], rate: float) -> float:
@@ -50,19 +46,17 @@ class AdamW:
         scale = np.float32(min(1.0, self._clip_norm / (norm + 1e-6)))
         self.n_steps += 1
         correction_m, correction_v = (1.0 - beta**self.n_steps for beta in BETAS)
-        keep = min(self._average_decay, (1 + self.n_steps) / (10 + self.n_steps)) if self._average_decay else 0.0
         for name, tensor in self._tensors.items():
             g, m, v = gradients[name] * scale, self._m[name], self._v[name]
             m += (1.0 - BETAS[0]) * (g - m)
             v += (1.0 - BETAS[1]) * (g * g - v)
             tensor *= 1.0 - rate * self._weight_decay
             tensor -= (rate / correction_m) * m / (np.sqrt(v / correction_v) + EPSILON)
-            self.average[name] += (1.0 - keep) * (tensor - self.average[name])
         return norm
 
     def state(self) -> dict[str, np.ndarray]:
         """Return all that `restore` needs but n_steps, for a checkpoint."""
-        parts = {"": self._tensors, "m/": self._m, "v/": self._v, "average/": self.average}
+        parts = {"": self._tensors, "m/": self._m, "v/": self._v}
         return {prefix + name: array for prefix, part in parts.items() for name, array in part.items()}
 
     def restore(self, state: Mapping[str, np.ndarray], n_steps: int) -> None:

@@ -33,7 +33,6 @@ class _Item:
     """Deltas so far."""
     before: str = ""
     """Text of the item's utterances that are final."""
-    is_stopped: bool = False
 
 
 class RealtimeItems:

@@ -18,7 +18,6 @@ NOT_ON_THE_DEVICE = {
     "transformers",
     "peft",
     "onnx",
-    "onnxscript",
     "matplotlib",
     "jiwer",
     "wordfreq",

@@ -5,7 +5,6 @@ import { ask, askJson, followAdaptation, personPath } from "./enroll_client.js";
 
 const STAGES = {
   "checking recordings": "Checking the recordings",
-  preparing: "Preparing",
   adapting: "Learning",
   testing: "Testing on your sentences",
   "other speakers": "Testing on other speakers",

@@ -114,7 +114,7 @@ def run_one(run: dict[str, Any], bundle_path: Path, threads: int) -> dict[str, A
         except EnrollmentError as error:
             found["reason"] = str(error)
         found["seconds"] = round(time.monotonic() - started_s, 1)
-        found["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        found["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
         for test in run["tests"]:
             found["tests"][Path(test).stem] = hear(transcriber, adapted, found["promoted"], read_items(test))
         return found

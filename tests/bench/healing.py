@@ -41,7 +41,7 @@ Variant = tuple[str, str, CompileConfig]
 
 def plan(recipe: CompileConfig) -> list[Variant]:
     """Return the compiles, in their order."""
-    cut = replace(recipe, budget=BUDGET, refit=RefitConfig(), heal=replace(LORA, epochs=0.0))
+    cut = replace(recipe, cut_short_share=0.0, budget=BUDGET, refit=RefitConfig(), heal=replace(LORA, epochs=0.0))
     person = str(Path(recipe.verify[0]).parent / PERSON)
     from_cut = AdaptConfig(epochs=9, rank=LORA.rank, replay_share=1.0)
     return [

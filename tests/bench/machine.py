@@ -48,14 +48,14 @@ def has_dot_product(machine: dict[str, Any]) -> bool:
 
 
 def describe_bundle(path: Path) -> dict[str, Any]:
-    """Name, precision, window, bytes, SHA-256 of the manifest, which holds that of every other file."""
+    """Name, precision, window, bytes of the listed files, SHA-256 of the manifest, which holds that of every one."""
     raw = (path / "manifest.json").read_bytes()
     manifest = json.loads(raw)
     return {
         "name": manifest.get("name"),
         "precision": manifest.get("precision"),
         "window": manifest.get("window", {}).get("kind"),
-        "bytes": sum(p.stat().st_size for p in path.rglob("*") if p.is_file()),
+        "bytes": sum(entry["bytes"] for entry in manifest.get("files", {}).values()),
         "manifest_sha256": hashlib.sha256(raw).hexdigest(),
     }
 

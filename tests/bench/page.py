@@ -170,9 +170,7 @@ SECTIONS = {
 
 def render(folder: Path) -> str:
     """Return the page of all results that are there."""
-    parts = [
-        "# Benchmarks\n\nWritten by `make bench` (tests/bench/page.py) from tests/bench/results/*.json; do not edit.\n"
-    ]
+    parts = ["# Benchmarks\n\nWritten by tests/bench/page.py from tests/bench/results/*.json; do not edit.\n"]
     for name, section in SECTIONS.items():
         path = folder / f"{name}.json"
         if path.is_file():

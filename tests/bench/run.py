@@ -1,4 +1,4 @@
-"""make bench: speed and memory, streaming, soak, WER, enrollment, then docs/benchmarks.md; a process each.
+"""make bench: speed and memory, streaming, soak, WER, enrollment, graphs, then docs/benchmarks.md; a process each.
 
     python tests/bench/run.py [--quick] [--bundle DIR] [--output DIR --page FILE]
 

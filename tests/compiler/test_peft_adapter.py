@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from peft_adapter import from_arrays, to_arrays
 from reference_adapter import (
     Feed,
     largest_error,
@@ -16,7 +17,6 @@ from reference_adapter import (
 from whisperfold.compiler.fold import fold
 from whisperfold.compiler.heal import attach_adapters
 from whisperfold.compiler.losses import make_batch, transcripts
-from whisperfold.compiler.peft_adapter import from_arrays, to_arrays
 from whisperfold.compiler.training import update
 from whisperfold.models.sources import Checkpoint
 from whisperfold.models.whisper import Whisper
@@ -97,7 +97,7 @@ def test_gradients_are_those_of_the_compilers_training_step(bundle: Bundle, mode
 def test_a_few_steps_lead_to_the_compilers_adapter(bundle: Bundle, model: Whisper, jfk: np.ndarray) -> None:
     audio = [jfk[:32000], jfk[40000:64000]]
     start, arrays, feed = to_arrays(model), to_arrays(model), device_feed(bundle, audio)
-    ours = AdamW(arrays, weight_decay=0.01, clip_norm=1.0, average_decay=0.0)
+    ours = AdamW(arrays, weight_decay=0.01, clip_norm=1.0)
     trainable = [p for p in model.parameters() if p.requires_grad]
     theirs = torch.optim.AdamW(trainable, lr=RATE, weight_decay=0.01)
     for _ in range(4):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,19 @@ def test_ctrl_c_while_it_learns_says_how_to_go_on(
     assert "nothing has changed; go on with: whisperfold enroll anna --resume" in capsys.readouterr().err
 
 
+def test_the_result_names_what_was_left_out_and_what_could_be_better(capsys: pytest.CaptureFixture[str]) -> None:
+    selection = SimpleNamespace(left_out=[("a.wav", "clipped")], warnings=[("b.wav", "noisy: speech is 12 dB above")])
+    profile = SimpleNamespace(name="anna", report=Path("report.html"))
+    decision = Decision(True, "2 of 90 words fewer")
+    enroll_command._print(SimpleNamespace(selection=selection, decision=decision, profile=profile))
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["anna: in use now: 2 of 90 words fewer", "report: report.html"]
+    assert err.splitlines() == [
+        "whisperfold: a.wav: left out, clipped",
+        "whisperfold: b.wav: learned, but noisy: speech is 12 dB above",
+    ]
+
+
 def test_logs_above_debug_hold_no_texts_and_no_names(store: ProfileStore, bundle: Bundle, folder: Path) -> None:
     """A whole enrollment with -vv, small, in a process of its own; what it prints for people is not a log."""
     (folder / "c.flac").unlink()
@@ -238,7 +252,7 @@ def log_a_small_enrollment(root: str, bundle: str, folder: str) -> int:
         mock.patch("whisperfold.runtime.enroll.decide", lambda *figures: Decision(True, "for the test")),
         mock.patch("whisperfold.runtime.enroll.EnrollOptions", lambda **options: small),
     ):
-        return main(["-vv", "enroll", "zoe", "--from", folder, "--profiles", root, "--bundle", bundle])
+        return main(["-vv", "enroll", "zoe", "--from", folder, "--profiles", root, "--bundle", bundle, "--nice", "0"])
 
 
 if __name__ == "__main__":
