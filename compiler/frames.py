@@ -1,6 +1,6 @@
 """A cut encoder learns what the uncut one hears, on lessons that never sound the same twice.
 
-    lesson -> speed, gain, noise -> mel -> uncut and cut encoder, both at that window, and the decoder after each
+    lesson -> speed, gain, noise, room, microphone -> mel -> uncut and cut encoder, both at that window, and the decoder
     loss = distance of the output + LAYER_WEIGHT * mean distance of the layers + word_weight * KL(uncut || cut)
     distance = |cut - uncut|^2 / |uncut - mean|^2
 
@@ -24,6 +24,7 @@ from whisperfold.compiler.basis_adam import BasisAdam
 from whisperfold.compiler.input_moments import measure_inputs
 from whisperfold.compiler.lesson_training import LessonTraining, Progress, train_on_lessons
 from whisperfold.compiler.losses import TIMED_SHARE, Batch, decoder_hidden, log_probabilities, make_batch, mean_kl
+from whisperfold.compiler.rooms import Rooms, place
 from whisperfold.compiler.teacher import Lesson
 from whisperfold.models.whisper import Encoder, Whisper
 from whisperfold.runtime.augment import Augmentation, augment
@@ -46,7 +47,9 @@ class FramesConfig(LessonTraining):
     """Peak; 1e-4 undoes what refit.py solved, in the first steps."""
     word_weight: float = 1.0
     """Weight of the words' KL beside the frames' distance."""
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    augmentation: Augmentation = field(default_factory=lambda: Augmentation((0.85, 1.18), noise_snr_db=(3.0, 40.0)))
+    """Harder than an enrollment's: both models hear the same, and the more it varies, the longer it teaches."""
+    rooms: Rooms = field(default_factory=Rooms)
 
 
 def learn_frames(
@@ -67,7 +70,7 @@ def learn_frames(
         cut: the same model with narrower encoder layers.
         lessons: speech, and the words at which the two are compared.
         tokens: the checkpoint's special tokens.
-        config: epochs, rate, augmentation.
+        config: epochs, rate, augmentation, rooms.
         checkpoint: file to save to and to resume from.
         full_window: learn at 30 s instead of short windows.
         report: called after each step with step, steps, loss_output, loss_layers, loss_kl and, now and then,
@@ -81,7 +84,7 @@ def learn_frames(
 
     def losses(batch: list[Lesson], rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Distance of the frames and KL of the words, on one changed batch."""
-        heard = _change(batch, config.augmentation, rng, cut.dims.n_mels, tokens["eot"], full_window)
+        heard = _change(batch, config, rng, cut.dims.n_mels, tokens["eot"], full_window)
         with torch.no_grad():
             expected = hidden_states(uncut.encoder, heard.mel)
             said = _words(uncut, expected[-1], heard)
@@ -105,10 +108,10 @@ def _second_moments(
 
 
 def _change(
-    lessons: list[Lesson], changes: Augmentation, rng: np.random.Generator, n_mels: int, eot: int, full: bool
+    lessons: list[Lesson], config: FramesConfig, rng: np.random.Generator, n_mels: int, eot: int, full: bool
 ) -> Batch:
     """Return a batch of lessons that sound otherwise; some have their words between timestamps."""
-    audio = [augment(lesson.samples, changes, rng) for lesson in lessons]
+    audio = [place(augment(lesson.samples, config.augmentation, rng), config.rooms, rng) for lesson in lessons]
     sequences = [lesson.sequences[rng.random() < TIMED_SHARE][0] for lesson in lessons]
     return make_batch(audio, sequences, n_mels, eot, rng.uniform(*TAIL_S), full)
 

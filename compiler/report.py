@@ -4,7 +4,7 @@
 
     name, source: str or dict              widths, full_widths: {"encoder": [{"qk": 32, ...}], ...}
     spectra: {"encoder.0.qk": [values]}    sensitivity: [{"site", "width", "kl", "params_saved"}]
-    heal: [{"stage", "step", "loss_output", "loss_layers", "loss_hidden", "loss_kl"}]
+    heal: [{"stage", "step", "loss_output", "loss_layers", "loss_hidden", "loss_kl", "loss_words"}]
     stages: [{"stage", "bytes", "wer": {"set": percent}, "seconds"}]
     bytes: {"token embedding": n, ...}     quantization: [{"matrix", "bits", "relative_error"}]
     config, results, hardware: nested dicts
