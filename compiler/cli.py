@@ -105,6 +105,9 @@ def verify_command(
     plain: Annotated[
         bool, typer.Option("--plain", help="Greedy, one window per clip, no fallback and guards: for parity.")
     ] = False,
+    beam_size: Annotated[
+        int | None, typer.Option(min=1, help="Hypotheses of a bundle's search; 1 is greedy, as an original is here.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of onnxruntime; default: this process's CPUs, at most 4.")
     ] = None,
@@ -116,7 +119,8 @@ def verify_command(
 
     from whisperfold.compiler.verify import print_report, verify
 
-    report = verify(bundle, set_, against, vad=vad, plain=plain, threads=threads, console=Console(stderr=True))
+    console = Console(stderr=True)
+    report = verify(bundle, set_, against, vad=vad, plain=plain, beam_size=beam_size, threads=threads, console=console)
     if as_json:
         typer.echo(json.dumps(report, indent=1, ensure_ascii=False))
     else:

@@ -19,13 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from whisperfold.compiler.manifests import Item, read_items
-from whisperfold.compiler.wer import Evaluation, Transcribe, Utterance, evaluate, paired_bootstrap
+from whisperfold.compiler.wer import Evaluation, Transcribe, evaluate, paired_bootstrap
 from whisperfold.runtime.audio import SAMPLE_RATE
 from whisperfold.runtime.bundle import Bundle
-from whisperfold.runtime.decoding_options import PLAIN_GREEDY
+from whisperfold.runtime.decoding_options import PLAIN_GREEDY, DecodingOptions
 from whisperfold.runtime.transcribe import Transcriber
-
-__all__ = ["Evaluation", "Utterance", "evaluate", "paired_bootstrap", "print_report", "verify"]
 
 _LOG = logging.getLogger(__name__)
 _WINDOW = 30 * SAMPLE_RATE
@@ -39,6 +37,7 @@ def verify(
     *,
     vad: bool = True,
     plain: bool = False,
+    beam_size: int | None = None,
     threads: int | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -51,6 +50,7 @@ def verify(
             original model is run in torch on its 30 s window.
         vad: True measures what a user gets; False one window per clip, without the speech detector.
         plain: one window per clip, greedy without fallback and guards: what parity is measured with.
+        beam_size: of bundles; None is what a user gets, 1 greedy as the original in torch.
         threads: of onnxruntime, None for this process's CPUs, at most 4.
         console: shows progress, None for none.
 
@@ -64,11 +64,11 @@ def verify(
         SourceError: `against` is neither a bundle nor a checkpoint that can be had.
     """
     items = read_items(manifest)
-    model, evaluation = _measure(_bundle_model(bundle_path, vad, plain, threads), items, console)
+    model, evaluation = _measure(_bundle_model(bundle_path, vad, plain, threads, beam_size), items, console)
     report: dict[str, Any] = {"set": str(manifest), "vad": vad and not plain, "model": model}
     if against is not None:
         is_bundle = (Path(against) / "manifest.json").is_file()
-        other = _bundle_model(against, vad, plain, threads) if is_bundle else _source_model(against)
+        other = _bundle_model(against, vad, plain, threads, beam_size) if is_bundle else _source_model(against)
         report["against"], baseline = _measure(other, items, console)
         if evaluation.wer is not None:
             difference, low, high = paired_bootstrap(evaluation, baseline)
@@ -89,15 +89,17 @@ class _Model:
     transcribe: Transcribe
 
 
-def _bundle_model(path: str | Path, vad: bool, plain: bool, threads: int | None) -> _Model:
+def _bundle_model(path: str | Path, vad: bool, plain: bool, threads: int | None, beam_size: int | None) -> _Model:
     """Open a bundle the way a user does."""
     bundle = Bundle.open(Path(path))
     transcriber = Transcriber.open(bundle.path, threads=threads)
 
+    options = DecodingOptions() if beam_size is None else DecodingOptions(beam_size=beam_size)
+
     def transcribe(samples: np.ndarray) -> str:
         if vad and not plain:
-            return transcriber.transcribe(samples).text
-        return transcriber.transcribe_window(samples, PLAIN_GREEDY if plain else None).text
+            return transcriber.transcribe(samples, beam_size=options.beam_size).text
+        return transcriber.transcribe_window(samples, PLAIN_GREEDY if plain else options).text
 
     name = f"{bundle.manifest.get('name', bundle.path.name)} ({bundle.manifest.get('precision', '?')} bundle)"
     return _Model({"name": name, "path": str(path), "kind": "bundle", "bytes": bundle.size_bytes}, transcribe)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from whisperfold.runtime.filters import LogitFilter, log_sum_exp
+from whisperfold.runtime.guards import find_loop
 from whisperfold.runtime.session import Engine, KVCache
 
 
@@ -39,6 +40,8 @@ def beam_search(
     prefix: list[int],
     limit_tokens: int,
     beam_size: int,
+    *,
+    loop_guard: bool = False,
 ) -> tuple[list[int], list[float], str]:
     """Search with beam_size transcripts.
 
@@ -50,9 +53,10 @@ def beam_search(
         prefix: forced tokens that the filters must see.
         limit_tokens: most tokens of a transcript.
         beam_size: transcripts kept per step.
+        loop_guard: stop when the likeliest transcript repeats itself.
 
     Returns:
-        Tokens without eot, log probabilities (eot's last if reached), and "eot" or "limit".
+        Tokens without eot, log probabilities (eot's last if reached), and "eot", "loop" or "limit".
     """
     eot = engine.tokens.eot
     beams, rows_logits, finished = [_Beam([], [])], logits[None], list[_Beam]()
@@ -78,6 +82,10 @@ def beam_search(
             beams = kept
             break
         beams = kept
+        if loop_guard and find_loop(beams[0].tokens) is not None:
+            if not finished:
+                return beams[0].tokens, beams[0].logprobs, "loop"
+            break
         cache = engine.reorder(cache, np.array(rows, np.int64))
         step_logits, _ = engine.step(np.array([[beam.tokens[-1]] for beam in beams], np.int64), cache)
         rows_logits = step_logits[:, 0]

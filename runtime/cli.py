@@ -75,7 +75,7 @@ def transcribe(
     word_timestamps: Annotated[
         bool, typer.Option("--word-timestamps", help="Words with times and probabilities (json, jsonl).")
     ] = False,
-    beam_size: Annotated[int, typer.Option(min=1, help="Hypotheses kept by the search; 1 is greedy.")] = 1,
+    beam_size: Annotated[int, typer.Option(min=1, help="Hypotheses kept by the search; 1 is greedy.")] = 3,
     prompt: PromptOption = None,
     hotword: HotwordOption = None,
     no_vad: Annotated[bool, typer.Option("--no-vad", help="Decode silence too.")] = False,

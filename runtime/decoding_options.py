@@ -21,8 +21,8 @@ class DecodingOptions:
     """Let the model write timestamp tokens; short-window bundles are not trained for it."""
     temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     """Tried in this order until the text passes the thresholds."""
-    beam_size: int = 1
-    """Beams at temperature 0; 1 is greedy."""
+    beam_size: int = 3
+    """Beams at temperature 0; 1 is greedy (docs/decisions/0025)."""
     prompt: str | None = None
     """Text said before, or words to expect."""
     prefix: str | tuple[int, ...] | None = None
@@ -81,6 +81,7 @@ class DecodingOptions:
 
 PLAIN_GREEDY = DecodingOptions(
     temperatures=(0.0,),
+    beam_size=1,
     no_speech_threshold=1.0,
     gibberish_threshold=-1e9,
     blank_threshold=1.0,

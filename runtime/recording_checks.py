@@ -81,7 +81,7 @@ def check_recording(samples: np.ndarray, text: str, transcriber: Transcriber, la
         return sound
     if not normalised_words(text):
         return _refused("its text has no words")
-    heard = transcriber.transcribe(samples, language=language).text
+    heard = transcriber.transcribe(samples, language=language, beam_size=1).text
     close = likeness(text, heard)
     if close < MIN_LIKENESS:
         return Check("this is not what the text says: read it again", sound.warning, sound.snr_db, close, heard)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from whisperfold.runtime.beam import beam_search
 from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.filters import LogitFilter, log_sum_exp
 from whisperfold.runtime.guards import find_loop
@@ -84,21 +85,27 @@ class Attempt:
 def make_attempt(search: Search, temperature: float) -> Attempt:
     """One search at one temperature."""
     if temperature == 0.0 and search.options.beam_size > 1:
-        from whisperfold.runtime.beam import beam_search
-
-        logits, cache, _ = search.start()
-        tokens, logprobs, stop = beam_search(
-            search.engine,
-            logits,
-            cache,
-            search.filter,
-            search.prefix,
-            search.limit_tokens,
-            search.options.beam_size,
-        )
-        attention = [_replay(search, tokens)] if search.watches else []
-        return _once(search, _guarded(search, Attempt(tokens, logprobs, stop, attention)))
+        return _beams(search)
     return _one_path(search, temperature)
+
+
+def _beams(search: Search) -> Attempt:
+    """Several transcripts side by side, the best of them."""
+    logits, cache, attention = search.start()
+    if search.blank_prob > search.options.blank_threshold:
+        return Attempt([], [], "eot", [] if attention is None else [attention])
+    tokens, logprobs, stop = beam_search(
+        search.engine,
+        logits,
+        cache,
+        search.filter,
+        search.prefix,
+        search.limit_tokens,
+        search.options.beam_size,
+        loop_guard=search.options.loop_guard,
+    )
+    rows = [_replay(search, tokens)] if search.watches else []
+    return _once(search, _guarded(search, Attempt(tokens, logprobs, stop, rows)))
 
 
 def _one_path(search: Search, temperature: float) -> Attempt:

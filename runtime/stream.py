@@ -78,13 +78,15 @@ class StreamingSession:
         Args:
             transcriber: the weights.
             options: when to commit.
-            decoding: how to search; partial hypotheses are greedy. There is no fallback to higher temperatures: what
-                it measures says little about the few tokens after a forced prefix, and a sample would be committed.
+            decoding: what to hear; the search is greedy (docs/decisions/0025). There is no fallback to higher
+                temperatures: what it measures says little about the few tokens after a forced prefix, and a sample
+                would be committed.
         """
         self.options = options or StreamOptions()
         self._engine = transcriber.engine
         attention = bool(transcriber.bundle.alignment_heads)
-        self._decoding = replace(decoding or DecodingOptions(), attention=attention, temperatures=(0.0,))
+        decoding = decoding or DecodingOptions()
+        self._decoding = replace(decoding, attention=attention, temperatures=(0.0,), beam_size=1)
         if self.options.policy == "attention-frontier" and not attention:
             raise ConfigError(f"{transcriber.bundle.name}: no alignment heads; use the policy local-agreement")
         self._by_attention = attention and self.options.policy != "local-agreement"
@@ -137,7 +139,7 @@ class StreamingSession:
         if self._utterance is None:
             return []
         if self._utterance.speech_end is None or not self._utterance.is_pause_decoded:
-            self._decode(self._utterance, self._decoding)
+            self._decode(self._utterance, is_last=True)
         return self._close(self._utterance)
 
     def _hear(self, step: np.ndarray) -> list[StreamEvent]:
@@ -192,7 +194,7 @@ class StreamingSession:
 
     def _partial(self, utterance: _Utterance) -> list[StreamEvent]:
         """Make a hypothesis, commit what the policy trusts."""
-        self._decode(utterance, replace(self._decoding, beam_size=1))
+        self._decode(utterance, is_last=False)
         self._commit(utterance)
         if utterance.window.n_samples > self.options.window_s * SAMPLE_RATE:
             self._shorten(utterance)
@@ -205,7 +207,7 @@ class StreamingSession:
             return []
         options, quiet_s = self.options, (self._n_samples - utterance.last_voiced) / SAMPLE_RATE
         if not utterance.is_pause_decoded and quiet_s >= options.pause_s:
-            self._decode(utterance, self._decoding)
+            self._decode(utterance, is_last=True)
             self._commit(utterance)
             utterance.is_pause_decoded = True
         whole = f"{self._committed(utterance)} {utterance.window.tentative}"
@@ -231,7 +233,7 @@ class StreamingSession:
 
     def _overflow(self, utterance: _Utterance) -> list[StreamEvent]:
         """Close a window that the model cannot take any longer, committed or not."""
-        self._decode(utterance, self._decoding)
+        self._decode(utterance, is_last=True)
         utterance.window.commit_all()
         utterance.keep(utterance.window.words())
         utterance.window = GrowingWindow(self._engine, self._n_samples)
@@ -268,12 +270,12 @@ class StreamingSession:
         """Text of all that is committed of an utterance."""
         return self._engine.tokenizer.decode([*utterance.tokens, *utterance.window.said]).strip()
 
-    def _decode(self, utterance: _Utterance, decoding: DecodingOptions) -> None:
+    def _decode(self, utterance: _Utterance, *, is_last: bool) -> None:
         """Make a hypothesis, and note what it costs; the first one with text decides the language."""
         started_s = time.perf_counter()
-        utterance.window.hypothesise(decoding, is_last=decoding is self._decoding)
+        utterance.window.hypothesise(self._decoding, is_last=is_last)
         self._cost_s = time.perf_counter() - started_s
-        if decoding.language is None and utterance.window.committed:
+        if self._decoding.language is None and utterance.window.committed:
             self._decoding = replace(self._decoding, language=utterance.window.language)
 
     def _changed(self, utterance: _Utterance) -> list[StreamEvent]:

@@ -17,7 +17,7 @@ from whisperfold.compiler import verify as verify_module
 from whisperfold.compiler.manifests import Item, read_items
 from whisperfold.compiler.verify import print_report, verify
 from whisperfold.compiler.wer import Evaluation, Utterance, evaluate, paired_bootstrap, word_errors
-from whisperfold.runtime.decoding_options import DecodingOptions
+from whisperfold.runtime.decoding_options import PLAIN_GREEDY, DecodingOptions
 from whisperfold.runtime.errors import CompileError
 
 TEXTS = ["Mr. Hale couldn't go!", "the colour of twenty five apples", "", "red green blue grey"]
@@ -122,11 +122,12 @@ class StandIn:
     def __init__(self, texts: list[str]) -> None:
         self.texts = texts
 
-    def transcribe(self, samples: np.ndarray) -> Any:
-        return SimpleNamespace(text=self.texts[len(samples) // 1600 - 1])
+    def transcribe(self, samples: np.ndarray, beam_size: int) -> Any:
+        text = self.texts[len(samples) // 1600 - 1]
+        return SimpleNamespace(text=text if beam_size == DecodingOptions().beam_size else f"{text} {beam_size}")
 
-    def transcribe_window(self, samples: np.ndarray, options: DecodingOptions | None) -> Any:
-        return SimpleNamespace(text="window" if options is None else "plain window")
+    def transcribe_window(self, samples: np.ndarray, options: DecodingOptions) -> Any:
+        return SimpleNamespace(text="plain window" if options == PLAIN_GREEDY else f"window {options.beam_size}")
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         paths[name].mkdir()
         (paths[name] / "manifest.json").write_text("{}")
     opened = SimpleNamespace(
-        open=lambda path: SimpleNamespace(path=path, manifest={"name": path.name, "precision": "int8"})
+        open=lambda path: SimpleNamespace(path=path, manifest={"name": path.name, "precision": "int8"}, size_bytes=2)
     )
     monkeypatch.setattr(verify_module, "Bundle", opened)
     stand_in = SimpleNamespace(open=lambda path, threads=None: StandIn(texts[path.name]))
@@ -159,10 +160,17 @@ def test_verify_two_bundles(manifest: Path, bundles: dict[str, Path]) -> None:
 
 def test_verify_without_speech_detector(manifest: Path, bundles: dict[str, Path]) -> None:
     report = verify(bundles["good"], manifest, vad=False)
-    assert {clip["hypothesis"] for clip in report["model"]["clips"]} == {"window"}
+    assert {clip["hypothesis"] for clip in report["model"]["clips"]} == {f"window {DecodingOptions().beam_size}"}
     assert "against" not in report and "difference" not in report
     report = verify(bundles["good"], manifest, plain=True)
     assert {clip["hypothesis"] for clip in report["model"]["clips"]} == {"plain window"} and not report["vad"]
+
+
+def test_verify_searches_as_it_is_asked(manifest: Path, bundles: dict[str, Path]) -> None:
+    report = verify(bundles["good"], manifest, beam_size=1)
+    assert all(clip["hypothesis"].split()[-1] == "1" for clip in report["model"]["clips"])
+    report = verify(bundles["good"], manifest, beam_size=1, vad=False)
+    assert {clip["hypothesis"] for clip in report["model"]["clips"]} == {"window 1"}
 
 
 def test_verify_against_a_source(manifest: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ class ScriptedEngine:
         self, tokens: np.ndarray, cache: KVCache, positions: Any = None, attention: bool = False
     ) -> tuple[np.ndarray, np.ndarray | None]:
         self.fed.append(tokens[0].tolist())
-        if cache.length == 0:
+        if cache.length == 0 and positions is not None:  # not when a finished transcript is replayed
             self.n_initial = tokens.shape[1]
         said = cache.length + tokens.shape[1] - self.n_initial
         cache.length += tokens.shape[1]

@@ -112,9 +112,16 @@ class TestSearch:
         result = run(ScriptedEngine(script), audio_s=1.0, temperatures=(0.0,), compression_ratio_threshold=99.0)
         assert len(result.tokens) == 18 and result.stop == "limit"
 
-    def test_loops_stop_early_and_are_cut(self) -> None:
+    @pytest.mark.parametrize("beam_size", [1, 3])
+    def test_where_nothing_is_heard_nothing_is_searched(self, beam_size: int) -> None:
+        engine = ScriptedEngine([])
+        result = run(engine, beam_size=beam_size)
+        assert (result.tokens, result.text, result.stop) == ((), "", "silence") and len(engine.fed) == 1
+
+    @pytest.mark.parametrize("beam_size", [1, 3])
+    def test_loops_stop_early_and_are_cut(self, beam_size: int) -> None:
         engine = ScriptedEngine([9, *[1, 2, 3] * 60])
-        result = run(engine, audio_s=20.0, temperatures=(0.0,))
+        result = run(engine, audio_s=20.0, temperatures=(0.0,), beam_size=beam_size)
         assert result.tokens == (9, 1, 2, 3) and result.stop == "loop"
         assert len(engine.fed) == 13
         kept = run(ScriptedEngine([9, *[1, 2, 3] * 20]), audio_s=20.0, temperatures=(0.0,), loop_guard=False)

@@ -74,9 +74,9 @@ def test_a_transcript_ends_where_it_begins_to_hear_again(beam_size: int) -> None
     assert len(result.token_logprobs) == 4 and result.cross_attention is None
 
 
-def test_the_search_stops_with_it() -> None:
+def test_the_greedy_search_stops_with_it() -> None:
     engine = AttendingEngine(*AGAIN)
-    assert run(engine, attention=True).cross_attention.shape[1] == 5
+    assert run(engine, attention=True, beam_size=1).cross_attention.shape[1] == 5
     assert [step[-1] for step in engine.fed[1:]] == [1, 2, 3, 4, 1, 2]
 
 
