@@ -124,7 +124,7 @@ def hear(before: Transcriber, adapted: Transcriber | None, is_taken: bool, items
     """Return the WER of a test set before, with the adapter if there is one, and as the device now is; percent."""
     systems = {"before": before} | ({"adapted": adapted} if adapted is not None else {})
     wer = {
-        name: evaluate(lambda samples, by=by: by.transcribe(samples).text, items).wer  # type: ignore[misc]
+        name: evaluate(lambda samples, by=by: by.transcribe(samples, beam_size=1).text, items).wer  # type: ignore[misc]
         for name, by in systems.items()
     }
     return {"device": wer["adapted" if is_taken else "before"], **wer}

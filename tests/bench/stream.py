@@ -88,7 +88,7 @@ def join_utterances(manifest: Path, transcriber: Transcriber) -> list[Recording]
         clips, words, offset_s = [], list[Word](), 0.0
         for entry in own:
             clip = load_audio(manifest.parent / entry["audio"])
-            for segment in transcriber.transcribe(clip, word_timestamps=True).segments:
+            for segment in transcriber.transcribe(clip, word_timestamps=True, beam_size=1).segments:
                 words += [Word(w.start_s + offset_s, w.end_s + offset_s, w.text, w.probability) for w in segment.words]
             clips.append(clip)
             offset_s += clip.size / SAMPLE_RATE
@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     machine, changes = describe_machine(), {k: float(v) for k, v in (pair.split("=", 1) for pair in args.overrides)}
     reader = Transcriber.open(args.bundle, threads=2)
     recordings = [r for name in args.sets for r in join_utterances(args.speech / f"{name}.jsonl", reader)[: args.limit]]
-    offline = [reader.transcribe(r.samples).text for r in recordings]
+    offline = [reader.transcribe(r.samples, beam_size=1).text for r in recordings]
     rows = []
     for threads in args.threads:
         transcriber = reader if threads == 2 else Transcriber.open(args.bundle, threads=threads)
