@@ -86,8 +86,8 @@ def stream_section(result: dict[str, Any]) -> str:
         f"{result['recordings']} recordings ({result['audio_s']:.0f} s) of joined consecutive utterances of one "
         f"speaker, {', '.join(result['sets'])}, in chunks of {result['chunk_s']:g} s on a virtual clock: processing "
         "takes the time that it takes, waiting takes none. Word ends are those of the offline transcript's alignment, "
-        "ends of utterances those of the speech detector. `whisper_streaming` is its policy (LocalAgreement-2, steps "
-        f"of 1 s, 0.5 s of quiet) on the same bundle.\n\n{stream.markdown(result)}\n"
+        "ends of utterances those of the speech detector; all is greedy. `whisper_streaming` is its policy "
+        f"(LocalAgreement-2, steps of 1 s, 0.5 s of quiet) on the same bundle.\n\n{stream.markdown(result)}\n"
     )
 
 
@@ -108,9 +108,9 @@ def enroll_section(result: dict[str, Any]) -> str:
 
     return (
         f"## Enrollment\n\n{hardware(result['machine'], result['bundle'])}\n\n"
-        f"{result['threads']} threads; WER after {result['normalizer']}. Time and peak RSS are those of the whole "
-        "enrollment: checks, cross-validation, adaptation, test on other speakers, profile. *taken* is what the device "
-        "decided by itself, from the person's recordings (each heard by an adapter that was not trained on it) and "
+        f"{result['threads']} threads, greedy search; WER after {result['normalizer']}. Time and peak RSS are those of "
+        "the whole enrollment: checks, cross-validation, adaptation, test on other speakers, profile. *taken* is what "
+        "the device decided by itself, from the person's recordings (each heard by an adapter that was not trained on it) and "
         "the packaged clips of other speakers; the test sets had no part in that. The recipe was found with the "
         "accented sets and with speakers of nonnative-train; the speakers of nonnative-dev had no part in it.\n\n"
         f"{enroll.markdown(result)}\n"
