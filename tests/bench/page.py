@@ -110,9 +110,9 @@ def enroll_section(result: dict[str, Any]) -> str:
         f"## Enrollment\n\n{hardware(result['machine'], result['bundle'])}\n\n"
         f"{result['threads']} threads, greedy search; WER after {result['normalizer']}. Time and peak RSS are those of "
         "the whole enrollment: checks, cross-validation, adaptation, test on other speakers, profile. *taken* is what "
-        "the device decided by itself, from the person's recordings (each heard by an adapter that was not trained on it) and "
-        "the packaged clips of other speakers; the test sets had no part in that. The recipe was found with the "
-        "accented sets and with speakers of nonnative-train; the speakers of nonnative-dev had no part in it.\n\n"
+        "the device decided by itself, from the person's recordings (each heard by an adapter that was not trained on "
+        "it) and the packaged clips of other speakers; the test sets had no part in that. The recipe was found with "
+        "the accented sets and with speakers of nonnative-train; the speakers of nonnative-dev had no part in it.\n\n"
         f"{enroll.markdown(result)}\n"
     )
 
