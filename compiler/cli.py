@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from whisperfold.runtime.decoding_options import DecodingOptions
+
 
 def compile_command(
     source: Annotated[
@@ -106,8 +108,8 @@ def verify_command(
         bool, typer.Option("--plain", help="Greedy, one window per clip, no fallback and guards: for parity.")
     ] = False,
     beam_size: Annotated[
-        int | None, typer.Option(min=1, help="Hypotheses of a bundle's search; 1 is greedy, as an original is here.")
-    ] = None,
+        int, typer.Option(min=1, help="Hypotheses of a bundle's search; 1 is greedy, as an original is here.")
+    ] = DecodingOptions.beam_size,
     threads: Annotated[
         int | None, typer.Option(help="Threads of onnxruntime; default: this process's CPUs, at most 4.")
     ] = None,

@@ -1,6 +1,7 @@
 """A cut encoder learns what the uncut one hears, on lessons that never sound the same twice.
 
-    lesson -> speed, gain, noise, room, microphone -> mel -> uncut and cut encoder, both at that window, and the decoder
+    lesson -> speed, gain, noise, room, microphone -> mel
+    mel -> uncut and cut encoder, both at that window, and the decoder after each
     loss = distance of the output + LAYER_WEIGHT * mean distance of the layers + word_weight * KL(uncut || cut)
     distance = |cut - uncut|^2 / |uncut - mean|^2
 

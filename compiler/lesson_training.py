@@ -46,9 +46,8 @@ class LessonTraining:
 
 def has_bfloat16() -> bool:
     """Tell whether this CPU multiplies bfloat16 itself (AVX-512 BF16, AMX); others only convert, and are slower so."""
-    features: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # younger than the oldest torch that we take
+    # The oldest torch that we take cannot tell.
+    features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 

@@ -37,7 +37,7 @@ def verify(
     *,
     vad: bool = True,
     plain: bool = False,
-    beam_size: int | None = None,
+    beam_size: int = DecodingOptions.beam_size,
     threads: int | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def verify(
             original model is run in torch on its 30 s window.
         vad: True measures what a user gets; False one window per clip, without the speech detector.
         plain: one window per clip, greedy without fallback and guards: what parity is measured with.
-        beam_size: of bundles; None is what a user gets, 1 greedy as the original in torch.
+        beam_size: of bundles; 1 is greedy, as the original in torch.
         threads: of onnxruntime, None for this process's CPUs, at most 4.
         console: shows progress, None for none.
 
@@ -89,17 +89,17 @@ class _Model:
     transcribe: Transcribe
 
 
-def _bundle_model(path: str | Path, vad: bool, plain: bool, threads: int | None, beam_size: int | None) -> _Model:
+def _bundle_model(path: str | Path, vad: bool, plain: bool, threads: int | None, beam_size: int) -> _Model:
     """Open a bundle the way a user does."""
     bundle = Bundle.open(Path(path))
     transcriber = Transcriber.open(bundle.path, threads=threads)
 
-    options = DecodingOptions() if beam_size is None else DecodingOptions(beam_size=beam_size)
+    options = PLAIN_GREEDY if plain else DecodingOptions(beam_size=beam_size)
 
     def transcribe(samples: np.ndarray) -> str:
         if vad and not plain:
-            return transcriber.transcribe(samples, beam_size=options.beam_size).text
-        return transcriber.transcribe_window(samples, PLAIN_GREEDY if plain else options).text
+            return transcriber.transcribe(samples, beam_size=beam_size).text
+        return transcriber.transcribe_window(samples, options).text
 
     name = f"{bundle.manifest.get('name', bundle.path.name)} ({bundle.manifest.get('precision', '?')} bundle)"
     return _Model({"name": name, "path": str(path), "kind": "bundle", "bytes": bundle.size_bytes}, transcribe)

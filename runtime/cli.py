@@ -26,6 +26,7 @@ from whisperfold.runtime.cli_options import (
     ThreadsOption,
     say,
 )
+from whisperfold.runtime.decoding_options import DecodingOptions
 from whisperfold.runtime.doctor_command import devices, doctor
 from whisperfold.runtime.enroll_command import enroll
 from whisperfold.runtime.errors import AudioError, ConfigError, WhisperfoldError
@@ -75,7 +76,9 @@ def transcribe(
     word_timestamps: Annotated[
         bool, typer.Option("--word-timestamps", help="Words with times and probabilities (json, jsonl).")
     ] = False,
-    beam_size: Annotated[int, typer.Option(min=1, help="Hypotheses kept by the search; 1 is greedy.")] = 3,
+    beam_size: Annotated[int, typer.Option(min=1, help="Hypotheses kept by the search; 1 is greedy.")] = (
+        DecodingOptions.beam_size
+    ),
     prompt: PromptOption = None,
     hotword: HotwordOption = None,
     no_vad: Annotated[bool, typer.Option("--no-vad", help="Decode silence too.")] = False,

@@ -137,7 +137,7 @@ def _prefix_tokens(tokenizer: Tokenizer, prefix: str | tuple[int, ...] | None) -
 def _is_silence(search: Search, attempt: Attempt) -> bool:
     """Whether the model says there is no speech, or is unsure of its words and says there may be none."""
     options = search.options
-    if search.blank_prob > options.blank_threshold:
+    if search.is_blank:
         return True
     if search.prefix:  # the window holds speech: its probability says nothing about what comes after the prefix
         return False

@@ -16,6 +16,8 @@ from typing import Any, Literal
 State = Literal["ok", "warning", "broken"]
 MIN_MEMORY_BYTES = 300_000_000
 """The packaged bundle, numpy and onnxruntime need about 200 MB."""
+DOT_PRODUCT = {"asimddp", "i8mm", "avx_vnni", "avx512_vnni"}
+"""With one of these, 8-bit products are several times as fast."""
 HOT_C = 80.0
 """A Raspberry Pi slows down from here on."""
 _THROTTLED_NOW = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "temperature limit"}
@@ -82,7 +84,7 @@ def _cpu(root: Path) -> Finding:
     features = cpu_features(root)
     found = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.*)$", _read(root / "proc/cpuinfo"), re.MULTILINE)
     model = found.group(1).strip() if found else platform.machine()
-    fast = sorted(features & {"asimddp", "i8mm", "avx_vnni", "avx512_vnni"})
+    fast = sorted(features & DOT_PRODUCT)
     if fast:
         return Finding("cpu", "ok", f"{model}: 8-bit dot product ({', '.join(fast)})")
     if "avx2" in features:

@@ -44,6 +44,11 @@ class Search:
         """Whether the cross attention is read: asked for, or needed by the guard against a phrase heard twice."""
         return self.options.attention or (self.options.loop_guard and bool(self.engine.bundle.alignment_heads))
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether the model hears nothing at all; known after `start`."""
+        return self.blank_prob > self.options.blank_threshold
+
     def start(self) -> tuple[np.ndarray, KVCache, np.ndarray | None]:
         """Run (once) the start sequence; return its last logits, a cache of its own, and attention."""
         if self.first_cache is None:
@@ -92,7 +97,7 @@ def make_attempt(search: Search, temperature: float) -> Attempt:
 def _beams(search: Search) -> Attempt:
     """Several transcripts side by side, the best of them."""
     logits, cache, attention = search.start()
-    if search.blank_prob > search.options.blank_threshold:
+    if search.is_blank:
         return Attempt([], [], "eot", [] if attention is None else [attention])
     tokens, logprobs, stop = beam_search(
         search.engine,
@@ -117,7 +122,7 @@ def _one_path(search: Search, temperature: float) -> Attempt:
     logits, cache, attention = search.start()
     rows = [] if attention is None else [attention]
     heard = _heard(search, attention)
-    stop = "eot" if search.blank_prob > options.blank_threshold else "limit"
+    stop = "eot" if search.is_blank else "limit"
     while stop == "limit":
         search.filter.apply(logits, prefix + tokens)
         token = _sample(logits, temperature, random)

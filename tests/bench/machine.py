@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from whisperfold.runtime.machine import DOT_PRODUCT
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parent / "results"
 DEFAULT_BUNDLE = ROOT / "runtime" / "bundles" / "tiny.en"
-DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"}
-"""With one of these, 8-bit products are several times as fast."""
 FEATURES = {"avx2", "avx512f", "asimd"} | DOT_PRODUCT
 DEFAULT_SPEECH = ROOT.parent / "shared" / "speech"
 

@@ -77,13 +77,16 @@ def test_audio_that_came_while_the_recogniser_was_busy_is_heard_as_one_piece():
     async def scenario(recognizer: FakeRecognizer, server: WyomingServer) -> None:
         recognizer.may_push.clear()
         async with connected(server) as client:
-            await speak(client, silence(2.0), chunk=160)
+            await client.write_event(AudioStart(16000, 2, 1).event())
+            await client.write_event(AudioChunk(16000, 2, 1, bytes(320)).event())
+            await until(lambda: bool(recognizer.streams) and recognizer.streams[0].n_pushes == 1)
+            await speak(client, silence(1.99), chunk=160, start=False)
             await client.read_event()
             (connection,) = server._connections.values()
             await until(lambda: connection._stream is not None and connection._stream._is_over)
             recognizer.may_push.set()
             assert Transcript.from_event((await answers(client))[-2]).text == "one two three four end"
-        assert recognizer.streams[0].n_pushes <= 2  # what was there when it began, and the rest of the 200 chunks
+        assert recognizer.streams[0].n_pushes == 2  # the first chunk, and the other 199
         assert recognizer.streams[0].samples.size == 32000
 
     play(scenario)
